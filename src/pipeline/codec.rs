@@ -1,0 +1,143 @@
+//! One part from plaintext to stored bytes and back. Blocking: call on a blocking thread.
+//!
+//! A stored part is one zstd frame with a content checksum and its content size. Encryption goes around the frame, here.
+
+use std::io::Read;
+
+use sha2::{Digest, Sha256};
+
+use super::PipelineError;
+use crate::repository::{Keys, PartRef, Protection, Trust};
+
+/// The keyed content hash (rule R2).
+pub(super) fn content_hash(keys: &Keys, plain: &[u8]) -> [u8; 32] {
+    *keys.content_hasher().update(plain).finalize().as_bytes()
+}
+
+/// Compresses, then proves that it decompresses to the same (rule R4). Returns the stored bytes and their SHA-256.
+pub(super) fn encode(
+    keys: &Keys,
+    protection: Protection,
+    level: i32,
+    plain: &[u8],
+    content: &[u8; 32],
+) -> Result<(Vec<u8>, [u8; 32]), PipelineError> {
+    let failed = |error: std::io::Error| PipelineError::Compressor(error.to_string());
+    let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
+    compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
+    let mut frame = compressor.compress(plain).map_err(failed)?;
+    // The buffer was sized for data that does not compress.
+    frame.shrink_to_fit();
+    if !decompresses_to(keys, &frame, plain.len() as u64, content) {
+        return Err(PipelineError::CompressorFault { bytes: plain.len() as u64 });
+    }
+    let stored = match protection {
+        Protection::Clear => frame,
+    };
+    let digest = Sha256::digest(&stored).into();
+    Ok((stored, digest))
+}
+
+/// R4's check: the stream is hashed as it comes out and not kept.
+fn decompresses_to(keys: &Keys, frame: &[u8], len: u64, content: &[u8; 32]) -> bool {
+    let Ok(mut decoder) = zstd::stream::read::Decoder::with_buffer(frame) else { return false };
+    let mut hasher = keys.content_hasher();
+    let mut buffer = vec![0; 128 * 1024];
+    let mut seen = 0;
+    loop {
+        match decoder.read(&mut buffer) {
+            Ok(0) => return seen == len && hasher.finalize().as_bytes() == content,
+            Ok(n) => {
+                seen += n as u64;
+                hasher.update(&buffer[..n]);
+            }
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Checks and opens a stored part; `key` is for messages.
+pub(super) fn decode(
+    keys: &Keys,
+    protection: Protection,
+    part: &PartRef,
+    key: &str,
+    stored: &[u8],
+) -> Result<Vec<u8>, PipelineError> {
+    let damaged = |what: String| PipelineError::from(Trust::damaged(key, what));
+    if stored.len() as u64 != part.stored {
+        return Err(damaged(format!("is {} bytes long; its manifest says {}", stored.len(), part.stored)));
+    }
+    let digest: [u8; 32] = Sha256::digest(stored).into();
+    if digest != part.name.stored {
+        return Err(damaged("does not match the SHA-256 in its name".into()));
+    }
+    let frame = match protection {
+        Protection::Clear => stored,
+    };
+    let len = usize::try_from(part.raw).map_err(|_| damaged("is said to be larger than memory".into()))?;
+    let mut plain = Vec::with_capacity(len);
+    zstd::stream::read::Decoder::with_buffer(frame)
+        // One byte more than it should hold, to notice one that holds more.
+        .and_then(|decoder| decoder.take(part.raw + 1).read_to_end(&mut plain))
+        .map_err(|error| damaged(format!("does not decompress: {error}")))?;
+    if plain.len() as u64 != part.raw {
+        return Err(damaged(format!("does not hold the {} bytes that its manifest says", part.raw)));
+    }
+    if content_hash(keys, &plain) != part.name.content {
+        return Err(damaged("does not hold the content that its name says".into()));
+    }
+    Ok(plain)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::repository::{BackupId, PartName};
+
+    fn part(plain: &[u8]) -> (Keys, PartRef, Vec<u8>) {
+        let keys = Keys::random();
+        let content = content_hash(&keys, plain);
+        let (stored, digest) = encode(&keys, Protection::Clear, 1, plain, &content).unwrap();
+        let run = BackupId::new("2026-11-23T01:00:00Z".parse().unwrap()).tail();
+        let name = PartName { content, stored: digest, run };
+        let part = PartRef { name, raw: plain.len() as u64, stored: stored.len() as u64, rows: 1, continues: false };
+        (keys, part, stored)
+    }
+
+    #[test]
+    fn a_part_comes_back_and_any_changed_byte_is_noticed() {
+        let plain = b"one\ttwo\nthree\tfour\n".repeat(100);
+        let (keys, part, stored) = part(&plain);
+        assert_eq!(decode(&keys, Protection::Clear, &part, "key", &stored).unwrap(), plain);
+        for at in 0..stored.len() {
+            let mut bad = stored.clone();
+            bad[at] ^= 1;
+            assert!(decode(&keys, Protection::Clear, &part, "key", &bad).is_err(), "byte {at}");
+            assert!(decode(&keys, Protection::Clear, &part, "key", &stored[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn digests_made_good_again_do_not_hide_a_changed_row() {
+        let (keys, mut good, _) = part(b"one\n");
+        let content = content_hash(&keys, b"two\n");
+        let (stored, digest) = encode(&keys, Protection::Clear, 1, b"two\n", &content).unwrap();
+        good.name.stored = digest;
+        good.stored = stored.len() as u64;
+        let error = decode(&keys, Protection::Clear, &good, "key", &stored).unwrap_err();
+        assert!(error.to_string().contains("content"), "{error}");
+    }
+
+    #[test]
+    fn r4_a_frame_that_decompresses_to_something_else_is_not_stored() {
+        let keys = Keys::random();
+        let content = content_hash(&keys, b"one\n");
+        let other = zstd::bulk::compress(b"two\n", 1).unwrap();
+        assert!(!decompresses_to(&keys, &other, 4, &content));
+        let cut = zstd::bulk::compress(b"one\n", 1).unwrap();
+        assert!(!decompresses_to(&keys, &cut[..cut.len() - 1], 4, &content));
+        assert!(decompresses_to(&keys, &cut, 4, &content));
+    }
+}

@@ -1,0 +1,408 @@
+//! From a source into the repository.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use serde_json::Value;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    task::JoinSet,
+};
+
+use super::{
+    Budget, Lease, PipelineError, Progress,
+    budget::BASE,
+    codec,
+    cut::{Cutter, Piece},
+};
+use crate::{
+    repository::{Artifact, Epoch, Format, PartName, PartRef, ReusableParts, RunTail, StoredPart, part_key},
+    store::Store,
+};
+
+/// Where a content stands in this run.
+#[derive(Clone)]
+enum Known {
+    /// In the store: reused, or uploaded by this run (`new`).
+    Stored { part: StoredPart, new: bool },
+    /// Another job of this run is at it; the receiver tells when it is done.
+    Pending(watch::Receiver<Option<StoredPart>>),
+}
+
+/// What this run wrote and did not need to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Plaintext of all artifacts, in bytes.
+    pub raw: u64,
+    /// Rows of all artifacts.
+    pub rows: u64,
+    /// Parts in the store that the snapshot needs, each once.
+    pub parts: u64,
+    /// Their bytes as stored.
+    pub stored: u64,
+    /// Those that this run uploaded.
+    pub new_parts: u64,
+    /// Their bytes as stored.
+    pub uploaded: u64,
+}
+
+/// Turns pieces into stored parts; one for a run, shared by all its sources.
+pub struct Pipeline {
+    store: Store,
+    epoch: Arc<Epoch>,
+    run: RunTail,
+    level: i32,
+    budget: Budget,
+    cpu: Semaphore,
+    uploads: Semaphore,
+    known: Mutex<HashMap<[u8; 32], Known>>,
+    reusable: ReusableParts,
+    progress: Arc<Progress>,
+}
+
+impl Pipeline {
+    /// A pipeline into `epoch`, whose new parts are marked with `run`.
+    #[expect(clippy::too_many_arguments, reason = "each is one of a run's few fixed values")]
+    pub fn new(
+        store: Store,
+        epoch: Arc<Epoch>,
+        run: RunTail,
+        level: i32,
+        budget: Budget,
+        uploads: usize,
+        reusable: ReusableParts,
+        progress: Arc<Progress>,
+    ) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Arc::new(Self {
+            store,
+            epoch,
+            run,
+            level,
+            budget,
+            cpu: Semaphore::new(cores),
+            uploads: Semaphore::new(uploads),
+            known: Mutex::default(),
+            reusable,
+            progress,
+        })
+    }
+
+    /// A writer for the snapshot of one source.
+    pub fn snapshot(self: &Arc<Self>) -> SnapshotWriter {
+        SnapshotWriter {
+            pipeline: self.clone(),
+            artifacts: Mutex::default(),
+            tasks: Mutex::new(JoinSet::new()),
+            failure: Failure(Arc::new(watch::channel(None).0)),
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<[u8; 32], Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One piece, from plaintext to a part that is in the store. Two jobs with the same content upload it once.
+    async fn store_piece(&self, piece: Piece, mut lease: Lease) -> Result<PartRef, PipelineError> {
+        let raw = piece.bytes.len() as u64;
+        let keys = self.epoch.keys.clone();
+        let (plain, content) = {
+            let _cpu = self.cpu.acquire().await?;
+            blocking(move || {
+                let content = codec::content_hash(&keys, &piece.bytes);
+                (piece.bytes, content)
+            })
+            .await?
+        };
+        let reference = |part: StoredPart| PartRef {
+            name: part.name,
+            raw,
+            stored: part.stored,
+            rows: piece.rows,
+            continues: piece.continues,
+        };
+        let done = loop {
+            let mut pending = {
+                let mut known = self.known();
+                match known.get(&content) {
+                    Some(Known::Stored { part, .. }) => return Ok(reference(part.clone())),
+                    Some(Known::Pending(done)) => done.clone(),
+                    None => match self.reusable.get(&content) {
+                        Some(part) => {
+                            known.insert(content, Known::Stored { part: part.clone(), new: false });
+                            return Ok(reference(part.clone()));
+                        }
+                        None => {
+                            let (done, waiting) = watch::channel(None);
+                            known.insert(content, Known::Pending(waiting));
+                            break done;
+                        }
+                    },
+                }
+            };
+            // Someone else has this content in hand; this copy of the plaintext is not needed.
+            lease.shrink(0);
+            match pending.wait_for(Option::is_some).await.map(|part| part.clone()) {
+                Ok(Some(part)) => return Ok(reference(part)),
+                // The other job failed, and its snapshot with it.
+                _ => return Err(PipelineError::Stopped),
+            }
+        };
+        let keys = self.epoch.keys.clone();
+        let (protection, level) = (self.epoch.protection, self.level);
+        let (stored, digest) = {
+            let _cpu = self.cpu.acquire().await?;
+            blocking(move || codec::encode(&keys, protection, level, &plain, &content)).await??
+        };
+        let size = stored.len() as u64;
+        lease.shrink(size);
+        let name = PartName { content, stored: digest, run: self.run.clone() };
+        {
+            let _upload = self.uploads.acquire().await?;
+            self.store.put(&part_key(&self.epoch, &name), stored.into()).await?;
+        }
+        Progress::add(&self.progress.moved, size);
+        let part = StoredPart { name, stored: size };
+        self.known().insert(content, Known::Stored { part: part.clone(), new: true });
+        let _ = done.send(Some(part.clone()));
+        Ok(reference(part))
+    }
+
+    fn is_new(&self, content: &[u8; 32]) -> bool {
+        matches!(self.known().get(content), Some(Known::Stored { new: true, .. }))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, PipelineError> {
+    // A join error is a panic in the work or a runtime that shuts down; either way the run is over.
+    tokio::task::spawn_blocking(work).await.map_err(|_| PipelineError::Stopped)
+}
+
+/// The first failure of a snapshot; makes its writers stop early.
+#[derive(Clone)]
+struct Failure(Arc<watch::Sender<Option<PipelineError>>>);
+
+impl Failure {
+    fn set(&self, error: PipelineError) {
+        self.0.send_if_modified(|first| {
+            // `Stopped` only echoes another failure.
+            let takes = matches!(first, None | Some(PipelineError::Stopped));
+            if takes {
+                *first = Some(error);
+            }
+            takes
+        });
+    }
+
+    fn get(&self) -> Option<PipelineError> {
+        self.0.borrow().clone()
+    }
+
+    fn check(&self) -> Result<(), PipelineError> {
+        self.get().map_or(Ok(()), Err)
+    }
+}
+
+/// An artifact whose parts are on their way.
+struct OpenArtifact {
+    path: String,
+    format: Format,
+    raw: u64,
+    fingerprint: Option<crate::repository::Fingerprint>,
+    detail: Value,
+    parts: Vec<oneshot::Receiver<PartRef>>,
+}
+
+/// Collects the artifacts of one snapshot. Dropping it stops what is on its way.
+pub struct SnapshotWriter {
+    pipeline: Arc<Pipeline>,
+    artifacts: Mutex<Vec<OpenArtifact>>,
+    /// The parts that are on their way; dropping this stops them.
+    tasks: Mutex<JoinSet<()>>,
+    failure: Failure,
+}
+
+impl SnapshotWriter {
+    /// Opens an artifact. Waits while too many writers are open; a task must not hold one writer and wait for another.
+    ///
+    /// # Errors
+    /// What made an earlier part of this snapshot fail.
+    pub async fn artifact(&self, path: impl Into<String>, format: Format) -> Result<ArtifactWriter<'_>, PipelineError> {
+        self.failure.check()?;
+        let slot = self.pipeline.budget.writer().await?;
+        Ok(ArtifactWriter {
+            snapshot: self,
+            path: path.into(),
+            format,
+            cutter: Cutter::new(self.pipeline.epoch.keys.fingerprint_seed()),
+            lease: None,
+            parts: Vec::new(),
+            _slot: slot,
+        })
+    }
+
+    /// The seed of row hashes of this run.
+    pub fn fingerprint_seed(&self) -> u64 {
+        self.pipeline.epoch.keys.fingerprint_seed()
+    }
+
+    /// The key for `pg_dump --restrict-key`.
+    pub fn restrict_key(&self) -> String {
+        self.pipeline.epoch.keys.restrict_key()
+    }
+
+    /// Counters for whoever shows them.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.pipeline.progress
+    }
+
+    /// Why the snapshot failed, if it has: a writer's own error may only be an echo of it.
+    pub fn failure(&self) -> Option<PipelineError> {
+        self.failure.get()
+    }
+
+    /// Waits for every part to be in the store; the artifacts come sorted by path.
+    ///
+    /// # Errors
+    /// The first failure of any part.
+    pub async fn finish(self) -> Result<(Vec<Artifact>, Written), PipelineError> {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        while let Some(ended) = tasks.join_next().await {
+            if ended.is_err() {
+                self.failure.set(PipelineError::Stopped);
+            }
+        }
+        self.failure.check()?;
+        let mut written = Written::default();
+        let mut counted = HashSet::new();
+        let mut artifacts = Vec::new();
+        for open in std::mem::take(&mut *self.artifacts.lock().unwrap_or_else(PoisonError::into_inner)) {
+            let mut parts = Vec::with_capacity(open.parts.len());
+            for part in open.parts {
+                parts.push(part.await.map_err(|_| PipelineError::Stopped)?);
+            }
+            for part in &parts {
+                if counted.insert(part.name.content) {
+                    written.parts += 1;
+                    written.stored += part.stored;
+                    if self.pipeline.is_new(&part.name.content) {
+                        written.new_parts += 1;
+                        written.uploaded += part.stored;
+                    }
+                }
+            }
+            written.raw += open.raw;
+            written.rows += open.fingerprint.map_or(0, |fingerprint| fingerprint.rows);
+            artifacts.push(Artifact {
+                path: open.path,
+                format: open.format,
+                raw: open.raw,
+                fingerprint: open.fingerprint,
+                detail: open.detail,
+                parts,
+            });
+        }
+        artifacts.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok((artifacts, written))
+    }
+}
+
+/// Takes the bytes of one artifact in any slices.
+pub struct ArtifactWriter<'a> {
+    snapshot: &'a SnapshotWriter,
+    path: String,
+    format: Format,
+    cutter: Cutter,
+    lease: Option<Lease>,
+    parts: Vec<oneshot::Receiver<PartRef>>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl ArtifactWriter<'_> {
+    /// Takes some bytes. Waits while the memory budget is full, which is what slows a source down to the store's pace.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
+        // Small slices, so that the lease covers what the piece grows to before it does.
+        for slice in bytes.chunks(1024 * 1024) {
+            let mut rest = slice;
+            while !rest.is_empty() {
+                let need = 2 * (self.cutter.held() + rest.len() as u64);
+                match &mut self.lease {
+                    Some(lease) => lease.cover(need).await?,
+                    None => self.lease = Some(self.snapshot.pipeline.budget.lease(BASE).await?),
+                }
+                let (taken, piece) = self.cutter.take(rest);
+                rest = &rest[taken..];
+                if let Some(piece) = piece {
+                    self.submit(piece)?;
+                    // What is left of a row that did not fit stays behind and needs its own lease.
+                    let held = self.cutter.held();
+                    if held > 0 {
+                        let mut lease = self.snapshot.pipeline.budget.lease(BASE).await?;
+                        lease.cover(2 * held).await?;
+                        self.lease = Some(lease);
+                    }
+                }
+            }
+        }
+        Progress::add(&self.snapshot.pipeline.progress.raw, bytes.len() as u64);
+        self.snapshot.failure.check()
+    }
+
+    /// Hands a complete piece over to a job of its own.
+    fn submit(&mut self, piece: Piece) -> Result<(), PipelineError> {
+        let mut lease = self.lease.take().ok_or(PipelineError::Stopped)?;
+        lease.settle();
+        lease.shrink(2 * piece.bytes.len() as u64);
+        let (done, part) = oneshot::channel();
+        self.parts.push(part);
+        let (pipeline, failure) = (self.snapshot.pipeline.clone(), self.snapshot.failure.clone());
+        Progress::add(&pipeline.progress.rows, piece.rows);
+        let task = async move {
+            match pipeline.store_piece(piece, lease).await {
+                Ok(part) => {
+                    Progress::add(&pipeline.progress.parts, 1);
+                    let _ = done.send(part);
+                }
+                Err(error) => failure.set(error),
+            }
+        };
+        let mut tasks = self.snapshot.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.spawn(task);
+        // Finished tasks would pile up, one for each part of the run.
+        while tasks.try_join_next().is_some() {}
+        Ok(())
+    }
+
+    /// The artifact is complete; its last parts may still be on their way.
+    ///
+    /// Returns bytes and, for rows, the fingerprint.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail; for rows, a last line without an end.
+    pub async fn finish(mut self, detail: Value) -> Result<(u64, Option<crate::repository::Fingerprint>), PipelineError> {
+        let cutter = std::mem::replace(&mut self.cutter, Cutter::new(0));
+        let (last, raw, fingerprint) = cutter.finish();
+        if let Some(piece) = last {
+            self.submit(piece)?;
+        }
+        let fingerprint = match self.format {
+            Format::Sql => None,
+            Format::CopyText => fingerprint,
+        };
+        self.snapshot.artifacts.lock().unwrap_or_else(PoisonError::into_inner).push(OpenArtifact {
+            path: std::mem::take(&mut self.path),
+            format: self.format,
+            raw,
+            fingerprint,
+            detail,
+            parts: std::mem::take(&mut self.parts),
+        });
+        self.snapshot.failure.check()?;
+        Ok((raw, fingerprint))
+    }
+}

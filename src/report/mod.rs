@@ -1,0 +1,5 @@
+//! How plans, results and errors read, for people. No decisions here.
+
+mod text;
+
+pub use text::{ago, bytes, count, duration, list, printable, time};

@@ -1,0 +1,174 @@
+//! What backups there are: heads only (rule R1), with what lacks a head or cannot be trusted named beside them (R11).
+
+use std::{collections::BTreeMap, str::FromStr};
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+
+use super::{
+    BackupId, Head, Repository, RepositoryError, Trust,
+    layout::{self, BackupObject},
+};
+
+/// Heads read at once.
+const PARALLEL_READS: usize = 8;
+
+/// One backup's folder.
+#[derive(Clone, Debug)]
+pub enum CatalogEntry {
+    /// A backup.
+    Good(Box<Head>),
+    /// A head that is not to be trusted, or that stands on something that is not.
+    Damaged {
+        /// The folder's name.
+        id: BackupId,
+        /// What is wrong.
+        trust: Trust,
+    },
+    /// Manifests without a head.
+    Unfinished {
+        /// The folder's name.
+        id: BackupId,
+        /// How many.
+        manifests: usize,
+        /// When the last was written, by the store's clock.
+        written: Timestamp,
+    },
+}
+
+impl CatalogEntry {
+    /// The backup's id.
+    pub fn id(&self) -> &BackupId {
+        match self {
+            CatalogEntry::Good(head) => &head.backup,
+            CatalogEntry::Damaged { id, .. } | CatalogEntry::Unfinished { id, .. } => id,
+        }
+    }
+}
+
+/// Which backup a person means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Selector {
+    /// The newest that holds a complete snapshot of each asked source.
+    Latest,
+    /// The newest verified one.
+    LatestVerified,
+    /// An id or the beginning of one.
+    Prefix(String),
+}
+
+impl FromStr for Selector {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "latest" => Ok(Selector::Latest),
+            "latest-verified" => Ok(Selector::LatestVerified),
+            "" => Err("a backup is an id, the beginning of one, `latest` or `latest-verified`".into()),
+            _ => Ok(Selector::Prefix(text.to_owned())),
+        }
+    }
+}
+
+/// All backups, newest first.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    /// Heads by the time they started, newest first; what has no trustworthy time stands where its id would.
+    pub entries: Vec<CatalogEntry>,
+}
+
+impl Catalog {
+    /// Reads every head.
+    ///
+    /// # Errors
+    /// What the store says, and a repository of a newer format; a damaged head is an entry, not an error.
+    pub async fn read(repository: &Repository) -> Result<Self, RepositoryError> {
+        struct Folder {
+            head: bool,
+            manifests: usize,
+            written: Timestamp,
+        }
+        let mut folders: BTreeMap<BackupId, Folder> = BTreeMap::new();
+        repository
+            .store()
+            .list(layout::BACKUPS, &mut |info| {
+                let Some((id, object)) = layout::backup_object(&info.key) else { return };
+                let folder = folders.entry(id).or_insert(Folder { head: false, manifests: 0, written: info.last_modified });
+                folder.written = folder.written.max(info.last_modified);
+                match object {
+                    BackupObject::Head => folder.head = true,
+                    BackupObject::Manifest(_) => folder.manifests += 1,
+                    BackupObject::Other => {}
+                }
+            })
+            .await?;
+        let mut entries: Vec<CatalogEntry> = stream::iter(folders)
+            .map(|(id, folder)| async move {
+                if !folder.head {
+                    return Ok(CatalogEntry::Unfinished { id, manifests: folder.manifests, written: folder.written });
+                }
+                match repository.head(&id).await {
+                    Ok((head, _)) => Ok(CatalogEntry::Good(Box::new(head))),
+                    Err(RepositoryError::Trust(trust)) => Ok(CatalogEntry::Damaged { id, trust }),
+                    Err(error) => Err(error),
+                }
+            })
+            .buffer_unordered(PARALLEL_READS)
+            .try_collect()
+            .await?;
+        entries.sort_by(|a, b| order(b).cmp(&order(a)));
+        Ok(Self { entries })
+    }
+
+    /// The heads, newest first.
+    pub fn heads(&self) -> impl Iterator<Item = &Head> {
+        self.entries.iter().filter_map(|entry| match entry {
+            CatalogEntry::Good(head) => Some(&**head),
+            _ => None,
+        })
+    }
+
+    /// The one backup that `selector` means, for these sources (none: every source that the backup was asked for).
+    ///
+    /// # Errors
+    /// `NoSuchBackup`, `Ambiguous`, `Unfinished`, or why the one that is meant cannot be trusted.
+    pub fn select(&self, selector: &Selector, sources: &[String], url: &str) -> Result<&Head, RepositoryError> {
+        let none = |wanted: &str| RepositoryError::NoSuchBackup { wanted: wanted.to_owned(), url: url.to_owned() };
+        match selector {
+            Selector::Latest => self.heads().find(|head| holds(head, sources)).ok_or_else(|| none("that is complete")),
+            // Evidence of verifications comes with `verify --level restore`; until then there is none to believe.
+            Selector::LatestVerified => Err(none("that is verified")),
+            Selector::Prefix(prefix) => {
+                let fits: Vec<_> = self.entries.iter().filter(|entry| entry.id().as_str().starts_with(prefix)).collect();
+                match fits[..] {
+                    [] => Err(none(&format!("`{prefix}`"))),
+                    [CatalogEntry::Good(head)] => Ok(&**head),
+                    [CatalogEntry::Damaged { trust, .. }] => Err(trust.clone().into()),
+                    [CatalogEntry::Unfinished { id, manifests, .. }] => {
+                        Err(RepositoryError::Unfinished { id: id.clone(), manifests: *manifests })
+                    }
+                    _ => Err(RepositoryError::Ambiguous {
+                        wanted: format!("`{prefix}`"),
+                        fits: fits.iter().map(|entry| entry.id().clone()).collect(),
+                    }),
+                }
+            }
+        }
+    }
+}
+
+/// Does it hold a usable snapshot of each?
+fn holds(head: &Head, sources: &[String]) -> bool {
+    match sources {
+        [] => head.sources.iter().all(|source| source.state.is_usable()),
+        names => names.iter().all(|name| head.source(name).is_some_and(|source| source.state.is_usable())),
+    }
+}
+
+/// R6: heads by their own time. The rest by the time in their id, which only places them in a list for people.
+fn order(entry: &CatalogEntry) -> (String, &str) {
+    let id = entry.id().as_str();
+    match entry {
+        CatalogEntry::Good(head) => (head.started.strftime("%Y%m%dT%H%M%SZ.%9f").to_string(), id),
+        _ => (id[..16].to_owned(), id),
+    }
+}

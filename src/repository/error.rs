@@ -1,0 +1,178 @@
+//! What can be wrong with a repository, by meaning.
+
+use super::{BackupId, SnapshotState};
+use crate::store::{StoreError, StoreErrorKind};
+
+/// Why an object is not to be trusted. Always names the object by its key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Trust {
+    /// It should be there and is not.
+    #[error("{object} is missing")]
+    Missing {
+        /// The object's key.
+        object: String,
+    },
+    /// Its size, digest, seal or content is not what it must be.
+    #[error("{object} {what}")]
+    Damaged {
+        /// The object's key.
+        object: String,
+        /// What is wrong, as a fragment that follows the object's name.
+        what: String,
+    },
+}
+
+impl Trust {
+    /// The key of the object that is not to be trusted.
+    pub fn object(&self) -> &str {
+        match self {
+            Trust::Missing { object } | Trust::Damaged { object, .. } => object,
+        }
+    }
+
+    /// Damage with its reason.
+    pub fn damaged(object: impl Into<String>, what: impl ToString) -> Self {
+        Trust::Damaged { object: object.into(), what: what.to_string() }
+    }
+}
+
+/// A failed call on a repository.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store is reachable and empty at this address.
+    #[error("there is no repository at {url}")]
+    NotInitialised {
+        /// The repository's address.
+        url: String,
+    },
+    /// `init` found one.
+    #[error("there is a repository at {url} already, created {created}")]
+    AlreadyInitialised {
+        /// The repository's address.
+        url: String,
+        /// When.
+        created: jiff::Timestamp,
+    },
+    /// `init` found something else.
+    #[error("{url} is not empty: it holds {found}")]
+    NotEmpty {
+        /// The repository's address.
+        url: String,
+        /// A key that is there.
+        found: String,
+    },
+    /// Made by a newer version of this program (rule R10).
+    #[error("{object} is of repository format {found}; this version reads up to {known}")]
+    Newer {
+        /// The object's key.
+        object: String,
+        /// The version found.
+        found: u32,
+        /// The newest version known.
+        known: u32,
+    },
+    /// Made with something this version does not have.
+    #[error("{object} needs {what}, which this version of altlas-backup cannot do")]
+    Unsupported {
+        /// The object's key.
+        object: String,
+        /// What it needs.
+        what: &'static str,
+    },
+    /// An object is missing or damaged.
+    #[error(transparent)]
+    Trust(#[from] Trust),
+    /// No backup of that name.
+    #[error("no backup {wanted} in {url}")]
+    NoSuchBackup {
+        /// What was asked for.
+        wanted: String,
+        /// The repository's address.
+        url: String,
+    },
+    /// The prefix fits several.
+    #[error("{wanted} fits {}: {}", crate::report::count(fits.len() as u64, "backup"), fits.iter().map(|id| id.as_str()).collect::<Vec<_>>().join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        wanted: String,
+        /// What it fits.
+        fits: Vec<BackupId>,
+    },
+    /// Manifests without a head (rule R11).
+    #[error("backup {id} is unfinished: {} without a head", crate::report::count(*manifests as u64, "manifest"))]
+    Unfinished {
+        /// The backup.
+        id: BackupId,
+        /// How many manifests it has.
+        manifests: usize,
+    },
+    /// The backup has no complete snapshot of that source.
+    #[error("backup {id} holds no complete snapshot of source `{name}`{}", match state { Some(state) => format!(" ({state})"), None => String::new() })]
+    NoSnapshot {
+        /// The backup.
+        id: BackupId,
+        /// The source.
+        name: String,
+        /// What it holds instead.
+        state: Option<SnapshotState>,
+    },
+    /// The commit's look did not show what must be there (rule R1).
+    #[error("the {look} look before success did not show {}, such as {example}", crate::report::count(*missing as u64, "object"))]
+    NotShown {
+        /// `first` or `second`.
+        look: &'static str,
+        /// How many objects were missing or of another size.
+        missing: usize,
+        /// One of them.
+        example: String,
+    },
+    /// The backup took too long for its reused parts to be safe (rule R7).
+    #[error("the backup took {took}; one that takes more than {bound}, half the grace period, must not be committed")]
+    TooOld {
+        /// How long, for people.
+        took: String,
+        /// The bound, for people.
+        bound: String,
+    },
+    /// A record could not be written as JSON or compressed: a fault of this program.
+    #[error("{object} could not be encoded: {what}")]
+    Encode {
+        /// The object's key.
+        object: String,
+        /// Why.
+        what: String,
+    },
+}
+
+impl RepositoryError {
+    /// The next step.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Store(error) => error.hint(),
+            Self::NotInitialised { .. } => Some("check repository.url; `altlas-backup init` creates a repository".into()),
+            Self::AlreadyInitialised { .. } => Some("`altlas-backup init --if-missing` is content with it".into()),
+            Self::NotEmpty { .. } => Some("give the repository a prefix or folder of its own".into()),
+            Self::Newer { .. } | Self::Unsupported { .. } => Some("use the version of altlas-backup that made it, or a newer one".into()),
+            Self::Trust(_) => Some("`altlas-backup verify BACKUP --level content` tells what else is damaged; `altlas-backup list` shows the other backups".into()),
+            Self::NoSuchBackup { .. } | Self::NoSnapshot { .. } => Some("`altlas-backup list` shows what there is".into()),
+            Self::Ambiguous { .. } => Some("give more of the id".into()),
+            Self::Unfinished { .. } => Some("the run that wrote it did not finish, or its head was deleted; use another backup".into()),
+            Self::NotShown { .. } => Some("the store lost or hid what it had accepted: check it before the next backup; no backup was recorded".into()),
+            Self::TooOld { .. } => Some("raise retention of the grace period (`repository.grace`) or make the backup faster".into()),
+            Self::Encode { .. } => None,
+        }
+    }
+}
+
+/// Turns "not found" into [`Trust::Missing`], which names the object as one that must be there.
+pub(crate) fn must_exist(key: &str) -> impl Fn(StoreError) -> RepositoryError + '_ {
+    move |error| match error.kind {
+        StoreErrorKind::NotFound => Trust::Missing { object: key.to_owned() }.into(),
+        StoreErrorKind::TooLarge => Trust::damaged(key, "is larger than any object of a repository").into(),
+        _ => error.into(),
+    }
+}

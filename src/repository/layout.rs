@@ -1,0 +1,98 @@
+//! Where each object is. The only place that builds or takes apart a key.
+
+use super::{BackupId, EpochId, PartName, Protection};
+
+/// The version of the repository format that this program reads and writes (rule R10).
+pub const FORMAT_VERSION: u32 = 1;
+
+/// The install mark.
+pub(crate) const INSTALL_MARK: &str = "altlas.json";
+/// The folder of epochs.
+pub(crate) const EPOCHS: &str = "epochs/";
+/// The folder of backups.
+pub(crate) const BACKUPS: &str = "backups/";
+/// What a head is called inside its backup's folder.
+const HEAD: &str = "head.json";
+const MANIFEST_MARK: &str = ".manifest.json.zst";
+
+pub(crate) fn epoch_record(epoch: &EpochId) -> String {
+    format!("{EPOCHS}{epoch}/epoch.json")
+}
+
+pub(crate) fn keys(epoch: &EpochId, protection: Protection) -> String {
+    format!("{EPOCHS}{epoch}/keys.json{}", protection.suffix())
+}
+
+/// The folder of an epoch's parts, with a slash at its end.
+pub(crate) fn parts(epoch: &EpochId) -> String {
+    format!("{EPOCHS}{epoch}/parts/")
+}
+
+pub(crate) fn part(epoch: &EpochId, name: &PartName, protection: Protection) -> String {
+    let name = name.to_string();
+    format!("{}{}/{name}.zst{}", parts(epoch), &name[..2], protection.suffix())
+}
+
+/// The part's name in a key below [`parts`]; `None` for anything else that lies there.
+pub(crate) fn part_name(key: &str, epoch: &EpochId, protection: Protection) -> Option<PartName> {
+    let rest = key.strip_prefix(&parts(epoch))?;
+    let (folder, file) = rest.split_once('/')?;
+    let name = file.strip_suffix(&format!(".zst{}", protection.suffix()))?;
+    name.starts_with(folder).then(|| name.parse().ok()).flatten()
+}
+
+/// The folder of one backup, with a slash at its end.
+pub(crate) fn backup(id: &BackupId) -> String {
+    format!("{BACKUPS}{id}/")
+}
+
+pub(crate) fn head(id: &BackupId) -> String {
+    format!("{}{HEAD}", backup(id))
+}
+
+pub(crate) fn manifest(id: &BackupId, source: &str, protection: Protection) -> String {
+    format!("{}{source}{MANIFEST_MARK}{}", backup(id), protection.suffix())
+}
+
+/// What a key below [`BACKUPS`] is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum BackupObject<'a> {
+    /// The head.
+    Head,
+    /// The manifest of the named source.
+    Manifest(&'a str),
+    /// Something this version does not know.
+    Other,
+}
+
+/// Takes a key below [`BACKUPS`] apart; `None` where its folder is no backup's id.
+pub(crate) fn backup_object(key: &str) -> Option<(BackupId, BackupObject<'_>)> {
+    let (id, file) = key.strip_prefix(BACKUPS)?.split_once('/')?;
+    let object = match (file, file.split_once(MANIFEST_MARK)) {
+        (HEAD, _) => BackupObject::Head,
+        (_, Some((source, "" | ".age"))) => BackupObject::Manifest(source),
+        _ => BackupObject::Other,
+    };
+    Some((id.parse().ok()?, object))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_read_back() {
+        let epoch: EpochId = "20261101T010000Z-7h2mxq".parse().unwrap();
+        let id: BackupId = "20261123T010000Z-k3f9qa".parse().unwrap();
+        let name = PartName { content: [0xab; 32], stored: [0x01; 32], run: id.tail() };
+        let key = part(&epoch, &name, Protection::Clear);
+        assert!(key.starts_with("epochs/20261101T010000Z-7h2mxq/parts/ab/abab"), "{key}");
+        assert_eq!(part_name(&key, &epoch, Protection::Clear), Some(name));
+        assert_eq!(part_name(&key.replace("/ab/", "/ac/"), &epoch, Protection::Clear), None);
+        assert_eq!(backup_object(&head(&id)), Some((id.clone(), BackupObject::Head)));
+        let key = manifest(&id, "database", Protection::Clear);
+        assert_eq!(backup_object(&key), Some((id, BackupObject::Manifest("database"))));
+        assert_eq!(backup_object("backups/nonsense/head.json"), None);
+    }
+}

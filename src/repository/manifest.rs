@@ -1,0 +1,148 @@
+//! Manifests: the complete list of what one source contributed to a backup.
+//!
+//! A manifest knows artifacts and parts, not what they mean: whatever a source needs to restore itself stands in the `detail`
+//! fields, which only that source reads.
+
+use std::io::Read;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{BackupId, EpochId, PartRef, RepositoryId, keys};
+
+/// The longest manifest as JSON that is read, in bytes: about ten million parts.
+const MAX_MANIFEST: u64 = 2 * 1024 * 1024 * 1024;
+/// Hashes do not compress; a high level costs time and wins nothing.
+const MANIFEST_ZSTD_LEVEL: i32 = 3;
+
+/// A source by name and kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceIdentity {
+    /// The configured name.
+    pub name: String,
+    /// `postgres`, and others to come.
+    pub kind: String,
+}
+
+/// The instant of a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Cut {
+    /// When, by the clock of the machine that took the backup.
+    pub at: Timestamp,
+    /// What the source says of it (a snapshot id and LSN, a replication offset).
+    pub anchor: Value,
+}
+
+/// How an artifact's bytes read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// SQL text, for `psql`.
+    Sql,
+    /// Rows as `COPY … TO STDOUT` in text format delivers them, one a line.
+    CopyText,
+}
+
+/// Order-independent proof of a table's content. Two tables with equal fingerprints under one seed hold the same rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of all rows without their line ends.
+    pub bytes: u64,
+    /// Sum modulo 2^128 of XXH3-128 of each row, seeded with the epoch's fingerprint key.
+    #[serde(with = "hex_u128")]
+    pub sum: u128,
+}
+
+impl Fingerprint {
+    /// Adds one row of `bytes` bytes with this hash.
+    pub fn add(&mut self, bytes: u64, hash: u128) {
+        self.rows += 1;
+        self.bytes += bytes;
+        self.sum = self.sum.wrapping_add(hash);
+    }
+}
+
+mod hex_u128 {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::keys;
+
+    pub(super) fn serialize<S: Serializer>(sum: &u128, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&format!("{sum:032x}"))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
+        let text = String::deserialize(from)?;
+        keys::from_hex(&text).map(u128::from_be_bytes).ok_or_else(|| D::Error::custom("not 32 hex digits"))
+    }
+}
+
+/// One named byte sequence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Artifact {
+    /// Its name within the snapshot, such as `globals.sql`.
+    pub path: String,
+    /// How its bytes read.
+    pub format: Format,
+    /// Bytes of plaintext.
+    pub raw: u64,
+    /// For rows: their fingerprint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<Fingerprint>,
+    /// What the source needs to know to restore it.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub detail: Value,
+    /// Its parts in order.
+    pub parts: Vec<PartRef>,
+}
+
+/// The manifest of one snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Repository format version.
+    pub format: u32,
+    /// The repository it belongs to.
+    pub repository: RepositoryId,
+    /// The backup it belongs to.
+    pub backup: BackupId,
+    /// The epoch its parts are in.
+    pub epoch: EpochId,
+    /// Whose snapshot this is.
+    pub source: SourceIdentity,
+    /// Program and version that wrote it.
+    pub tool: String,
+    /// The instant of the snapshot.
+    pub cut: Cut,
+    /// What was left out, in words.
+    pub uncovered: Vec<String>,
+    /// What the source needs to know to restore itself.
+    pub detail: Value,
+    /// Everything there is.
+    pub artifacts: Vec<Artifact>,
+}
+
+impl Manifest {
+    /// Every part, in order; one that is used twice comes twice.
+    pub fn parts(&self) -> impl Iterator<Item = &PartRef> {
+        self.artifacts.iter().flat_map(|artifact| &artifact.parts)
+    }
+
+    /// JSON in one zstd frame with a checksum.
+    pub(crate) fn encode(&self) -> Result<Vec<u8>, String> {
+        let json = serde_json::to_vec(self).map_err(|error| error.to_string())?;
+        let mut compressor = zstd::bulk::Compressor::new(MANIFEST_ZSTD_LEVEL).map_err(|error| error.to_string())?;
+        compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(|error| error.to_string())?;
+        compressor.compress(&json).map_err(|error| error.to_string())
+    }
+
+    /// Reads what [`Manifest::encode`] wrote.
+    pub(crate) fn decode(stored: &[u8]) -> Result<Self, String> {
+        let decoder = zstd::stream::read::Decoder::new(stored).map_err(|error| error.to_string())?;
+        let mut json = Vec::new();
+        decoder.take(MAX_MANIFEST).read_to_end(&mut json).map_err(|error| format!("does not decompress: {error}"))?;
+        serde_json::from_slice(&json).map_err(|error| format!("is not a manifest: {error}"))
+    }
+}

@@ -1,0 +1,43 @@
+//! Everything that knows the repository format (version 1): names, keys, sealed records, manifests, heads, epochs.
+//!
+//! The rules R1 to R11 are in DESIGN.md §4; code cites them by number. What this module must not do: decide what is backed
+//! up, talk to a source, or delete anything but the head of a backup whose second look failed (R1).
+
+mod catalog;
+mod commit;
+mod epoch;
+mod error;
+mod head;
+mod id;
+mod keys;
+mod layout;
+mod manifest;
+mod open;
+mod part;
+mod reuse;
+mod seal;
+
+pub use self::{
+    catalog::{Catalog, CatalogEntry, Selector},
+    commit::{Commit, CommitCheck},
+    epoch::{Epoch, EpochRecord, Protection},
+    error::{RepositoryError, Trust},
+    head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, SnapshotState},
+    id::{BackupId, EpochId, RepositoryId, RunTail},
+    keys::Keys,
+    layout::FORMAT_VERSION,
+    manifest::{Artifact, Cut, Fingerprint, Format, Manifest, SourceIdentity},
+    open::{InstallMark, Repository},
+    part::{MAX_PART, PartName, PartRef},
+    reuse::{ReusableParts, StoredPart},
+};
+
+/// The key of a part of `epoch`.
+pub fn part_key(epoch: &Epoch, name: &PartName) -> String {
+    layout::part(epoch.id(), name, epoch.protection)
+}
+
+/// The folder of an epoch's parts.
+pub fn parts_folder(epoch: &Epoch) -> String {
+    layout::parts(epoch.id())
+}

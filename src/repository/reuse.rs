@@ -1,0 +1,123 @@
+//! Which parts a backup need not upload again (rule R7).
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::{Catalog, Epoch, PartName, Repository, RepositoryError, layout};
+
+/// Manifests read a source, newest first. What only an older one names was dropped by the three newer ones and is rarely wanted
+/// again; reading a month of manifests would cost more than storing such a part twice.
+const MANIFESTS_PER_SOURCE: usize = 3;
+
+/// A part in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredPart {
+    /// Its name.
+    pub name: PartName,
+    /// Bytes of the object.
+    pub stored: u64,
+}
+
+/// The parts that may be reused, by the hash of their content.
+#[derive(Debug, Default)]
+pub struct ReusableParts {
+    parts: HashMap<[u8; 32], StoredPart>,
+}
+
+/// The decision on one listed part.
+fn may_reuse(named: Option<u64>, listed: u64, age: Duration, grace: Duration) -> bool {
+    match named {
+        // (a) A head of this epoch names it. One that is there in another size is damaged, however young.
+        Some(size) => size == listed,
+        // (b) A run that crashed stored it, recently enough that no sweep can be about to take it.
+        None => age < grace / 3,
+    }
+}
+
+impl ReusableParts {
+    /// R7: reads the newest manifests of this epoch's heads, then lists its parts.
+    ///
+    /// # Errors
+    /// What the store says. A manifest that is not to be trusted only means that its parts are not reused.
+    pub async fn find(
+        repository: &Repository,
+        epoch: &Epoch,
+        catalog: &Catalog,
+        now: Timestamp,
+        grace: Duration,
+    ) -> Result<Self, RepositoryError> {
+        let mut named: HashMap<PartName, u64> = HashMap::new();
+        let mut read: HashMap<&str, usize> = HashMap::new();
+        for head in catalog.heads().filter(|head| head.epoch == *epoch.id()) {
+            for source in head.sources.iter().filter(|source| source.manifest.is_some()) {
+                let count = read.entry(&source.name).or_default();
+                if *count == MANIFESTS_PER_SOURCE {
+                    continue;
+                }
+                *count += 1;
+                match repository.manifest(head, epoch, source).await {
+                    Ok(manifest) => named.extend(manifest.parts().map(|part| (part.name.clone(), part.stored))),
+                    Err(RepositoryError::Trust(trust)) => tracing::warn!("{trust}; its parts will not be reused"),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let mut found = Self::default();
+        let mut untrusted = HashSet::new();
+        repository
+            .store()
+            .list(&layout::parts(epoch.id()), &mut |info| {
+                let Some(name) = layout::part_name(&info.key, epoch.id(), epoch.protection) else { return };
+                let age = Duration::try_from(now.duration_since(info.last_modified)).unwrap_or_default();
+                if may_reuse(named.get(&name).copied(), info.size, age, grace) {
+                    found.parts.insert(name.content, StoredPart { name, stored: info.size });
+                } else if named.contains_key(&name) {
+                    untrusted.insert(info.key);
+                }
+            })
+            .await?;
+        for key in untrusted {
+            tracing::warn!("{key} has another size than its manifest says; it will not be reused");
+        }
+        Ok(found)
+    }
+
+    /// The part with this content.
+    pub fn get(&self, content: &[u8; 32]) -> Option<&StoredPart> {
+        self.parts.get(content)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reuse_needs_a_head_or_youth() {
+        let hour = Duration::from_secs(3600);
+        for (named, listed, age, may) in [
+            (Some(10), 10, 1000 * hour, true),
+            (Some(10), 9, 1000 * hour, false),
+            (Some(10), 9, hour, false),
+            (None, 10, hour, true),
+            (None, 10, 23 * hour, true),
+            (None, 10, 24 * hour, false),
+        ] {
+            assert_eq!(may_reuse(named, listed, age, 72 * hour), may, "{named:?} {listed} {age:?}");
+        }
+    }
+}

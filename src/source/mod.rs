@@ -1,0 +1,184 @@
+//! Servers to protect. Every kind answers the same few questions ([`Source`]), and nothing outside this module knows how.
+//!
+//! A source never sees a repository: what it captures goes through the pipeline's writers, what it restores comes from its readers.
+
+mod error;
+pub mod postgres;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+pub use self::error::SourceError;
+use crate::{
+    config::{SourceConfig, SourceSettings},
+    pipeline::{Cut, SnapshotReader, SnapshotWriter},
+};
+
+/// How a finding of [`Source::check`] is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Works, with something to know.
+    Warning,
+    /// A backup would fail.
+    Problem,
+}
+
+/// One line of `doctor`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Finding {
+    /// How to take it.
+    pub level: Level,
+    /// What was found.
+    pub text: String,
+    /// The next step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// A server that can be backed up and restored into.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// Looks at everything a backup needs and touches nothing: reachable? privileges? versions? what is not covered?
+    async fn check(&self) -> Vec<Finding>;
+
+    /// Fixes the instant of the snapshot and holds it.
+    ///
+    /// # Errors
+    /// Whatever keeps a complete snapshot from being taken, by name.
+    async fn cut(&self) -> Result<Box<dyn Capture>, SourceError>;
+
+    /// Looks at the target and says what a restore of `snapshot` would do. Touches nothing.
+    ///
+    /// # Errors
+    /// A target that cannot be looked at, or a request that makes no sense.
+    async fn plan_restore(
+        &self,
+        snapshot: SnapshotReader,
+        request: &RestoreRequest,
+    ) -> Result<Box<dyn Restore>, SourceError>;
+}
+
+/// A snapshot whose instant is fixed.
+#[async_trait]
+pub trait Capture: Send {
+    /// The instant.
+    fn cut(&self) -> Cut;
+
+    /// Sends everything into the pipeline.
+    ///
+    /// # Errors
+    /// Whatever kept it from being complete. An artifact that was not finished is not part of the snapshot.
+    async fn transfer(self: Box<Self>, into: &SnapshotWriter) -> Result<Captured, SourceError>;
+}
+
+/// What a source has to say of a snapshot it transferred.
+#[derive(Debug)]
+pub struct Captured {
+    /// What it needs to know to restore it.
+    pub detail: Value,
+    /// What was left out, in words.
+    pub uncovered: Vec<String>,
+    /// There was nothing to capture.
+    pub empty: bool,
+}
+
+/// What a person asked of a restore.
+#[derive(Clone, Debug, Default)]
+pub struct RestoreRequest {
+    /// Databases to restore, each under a name of its own; all under their own names where this is empty.
+    pub databases: Vec<(String, String)>,
+    /// Replace what is there.
+    pub overwrite: bool,
+}
+
+/// Why a restore must not run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// What stands in the way.
+    pub what: String,
+    /// The next step.
+    pub hint: String,
+}
+
+/// What a restore would do.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RestorePlan {
+    /// The target, as a person writes it.
+    pub target: String,
+    /// What will be done, in order.
+    pub steps: Vec<String>,
+    /// What to know beforehand.
+    pub notes: Vec<String>,
+    /// Why it must not run; a plan with any is not carried out.
+    pub refusals: Vec<Refusal>,
+    /// Bytes that will be restored.
+    pub raw: u64,
+}
+
+/// How a restored thing compares to what was captured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compared {
+    /// The fingerprints are equal.
+    Same,
+    /// They differ, between two major versions that may print the same value differently.
+    Inconclusive,
+}
+
+/// One restored thing with its proof.
+#[derive(Clone, Debug, Serialize)]
+pub struct RestoredItem {
+    /// Its name in the target.
+    pub name: String,
+    /// Its rows.
+    pub rows: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The comparison of fingerprints.
+    pub compared: Compared,
+}
+
+/// What a restore did.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Restored {
+    /// Everything that was restored and compared.
+    pub items: Vec<RestoredItem>,
+    /// What to know afterwards, such as the command that drops what was kept.
+    pub notes: Vec<String>,
+}
+
+/// A planned restore.
+#[async_trait]
+pub trait Restore: Send {
+    /// What it would do.
+    fn plan(&self) -> &RestorePlan;
+
+    /// Does it. Ends early, with its own half removed, when `cancel` is.
+    ///
+    /// # Errors
+    /// Whatever went wrong, with what is in the target now.
+    async fn execute(self: Box<Self>, cancel: &CancellationToken) -> Result<Restored, SourceError>;
+}
+
+/// The source that `config` describes.
+pub fn open(config: &SourceConfig) -> Arc<dyn Source> {
+    match &config.settings {
+        SourceSettings::Postgres(settings) => {
+            Arc::new(postgres::PostgresSource::new(config.name.to_string(), settings.clone()))
+        }
+    }
+}
+
+/// The name of a kind, as in configurations and manifests.
+pub fn kind(settings: &SourceSettings) -> &'static str {
+    match settings {
+        SourceSettings::Postgres(_) => postgres::KIND,
+    }
+}

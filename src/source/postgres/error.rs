@@ -1,0 +1,234 @@
+//! What can go wrong with PostgreSQL, by meaning.
+
+use crate::report;
+
+/// A failed call on a PostgreSQL server or one of its programs.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PostgresError {
+    /// No connection.
+    #[error("cannot connect to {server}: {detail}")]
+    Unreachable {
+        /// Host, port and database.
+        server: String,
+        /// The system's words.
+        detail: String,
+    },
+    /// The server does not let this role in.
+    #[error("{server} refused the login: {detail}")]
+    Login {
+        /// Host, port, role and database.
+        server: String,
+        /// The server's words.
+        detail: String,
+    },
+    /// TLS failed.
+    #[error("no trusted TLS connection to {server}: {detail}")]
+    Tls {
+        /// Host, port and database.
+        server: String,
+        /// What was wrong.
+        detail: String,
+    },
+    /// The database is not there.
+    #[error("database `{database}` does not exist on {server}")]
+    NoSuchDatabase {
+        /// The database.
+        database: String,
+        /// Host and port.
+        server: String,
+    },
+    /// A pattern of the configuration fits none.
+    #[error("no database of {server} fits the pattern `{pattern}`")]
+    NoMatch {
+        /// The pattern.
+        pattern: String,
+        /// Host and port.
+        server: String,
+    },
+    /// A database that takes no connections was asked for by name.
+    #[error("database `{database}` on {server} does not accept connections")]
+    ClosedDatabase {
+        /// The database.
+        database: String,
+        /// Host and port.
+        server: String,
+    },
+    /// A server of a major version that is not supported.
+    #[error("{server} is PostgreSQL {version}; versions 14 to 18 are supported")]
+    Version {
+        /// Host and port.
+        server: String,
+        /// Its version.
+        version: String,
+    },
+    /// A program is missing.
+    #[error("`{program}` of PostgreSQL {major} was not found (looked in {})", report::list(looked, 8))]
+    NoProgram {
+        /// Its name.
+        program: &'static str,
+        /// The wanted major version.
+        major: u32,
+        /// Folders that were looked in.
+        looked: Vec<String>,
+    },
+    /// A program is there, of another major version.
+    #[error("{path} is of PostgreSQL {found}, the server of {wanted}; both must be of the same major version")]
+    WrongProgram {
+        /// Where.
+        path: String,
+        /// Its version.
+        found: String,
+        /// The server's major version.
+        wanted: u32,
+    },
+    /// A program failed.
+    #[error("{program} failed for {what} ({status}): {stderr}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What it was to do.
+        what: String,
+        /// Exit status.
+        status: String,
+        /// The last lines it wrote to stderr.
+        stderr: String,
+    },
+    /// A program could not be run or talked to.
+    #[error("{program} could not be run: {detail}")]
+    Run {
+        /// Its name.
+        program: &'static str,
+        /// The system's words.
+        detail: String,
+    },
+    /// A statement failed.
+    #[error("{what}: {detail}")]
+    Query {
+        /// What was tried.
+        what: String,
+        /// The server's words.
+        detail: String,
+    },
+    /// The role may not read everything.
+    #[error("role `{role}` cannot read {} of database `{database}`: {}", report::count(*total as u64, "relation"), report::list(names, 5))]
+    Unreadable {
+        /// The role.
+        role: String,
+        /// The database.
+        database: String,
+        /// Some of them.
+        names: Vec<String>,
+        /// How many in all.
+        total: usize,
+    },
+    /// The database holds what this version cannot capture.
+    #[error("database `{database}` holds {what}, which this version does not back up")]
+    NotSupported {
+        /// The database.
+        database: String,
+        /// What.
+        what: String,
+    },
+    /// A relation was truncated, rewritten or dropped between the snapshot and its lock, again and again.
+    #[error("{relation} in database `{database}` was rewritten, truncated or dropped while the snapshot was taken, {attempts} times in a row")]
+    Changed {
+        /// The relation.
+        relation: String,
+        /// The database.
+        database: String,
+        /// Attempts.
+        attempts: u32,
+    },
+    /// There is no table at all.
+    #[error("{server} holds no user table in {}", report::list(databases, 5))]
+    Empty {
+        /// Host and port.
+        server: String,
+        /// The databases that were looked at.
+        databases: Vec<String>,
+    },
+    /// COPY delivered something that is not rows.
+    #[error("the rows of {table} did not end with a line end: the connection delivered less than the table")]
+    TornRows {
+        /// The table.
+        table: String,
+    },
+    /// What was restored is not what was captured.
+    #[error("{} not what was captured: {}", if *total == 1 { "a restored object is".to_owned() } else { format!("{total} restored objects are") }, report::list(differences, 5))]
+    Differs {
+        /// Some differences.
+        differences: Vec<String>,
+        /// How many there are.
+        total: usize,
+    },
+    /// A snapshot that this version cannot read.
+    #[error("the manifest's notes on PostgreSQL cannot be read: {detail}")]
+    Detail {
+        /// Why.
+        detail: String,
+    },
+    /// The request names a database that the snapshot does not hold.
+    #[error("the snapshot holds no database `{database}`; it holds {}", report::list(held, 8))]
+    NotInSnapshot {
+        /// The database.
+        database: String,
+        /// What it holds.
+        held: Vec<String>,
+    },
+}
+
+impl PostgresError {
+    /// The next step.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Unreachable { .. } => "check host and port of the source's `url`, that the server runs, and that a network policy lets this machine through".into(),
+            Self::Login { .. } => "check the user in the source's `url`, its `password_file`, and pg_hba.conf".into(),
+            Self::Tls { .. } => "set `ca_file` to the certificate authority's PEM file, or `tls` to what the server offers".into(),
+            Self::NoSuchDatabase { .. } | Self::NoMatch { .. } => "check `databases` of the source; `psql -l` lists what the server has".into(),
+            Self::ClosedDatabase { .. } => "ALTER DATABASE … ALLOW_CONNECTIONS true, or take it out of `databases`".into(),
+            Self::Version { .. } => "use a version of altlas-backup that supports this server".into(),
+            Self::NoProgram { major, .. } => format!("install the PostgreSQL {major} client programs (Debian: postgresql-client-{major}), or set `tools_dir`"),
+            Self::WrongProgram { wanted, .. } => format!("point `tools_dir` at the programs of PostgreSQL {wanted}"),
+            Self::Unreadable { role, .. } => format!("GRANT pg_read_all_data TO \"{role}\"; tables with row security need BYPASSRLS too"),
+            Self::NotSupported { database, .. } => format!("name the other databases in `databases`, and back `{database}` up by other means"),
+            Self::Changed { .. } => "run the backup when nothing truncates or rewrites tables".into(),
+            Self::Empty { .. } => "check that this is the right server; `allow_empty = true` lets a server without tables pass".into(),
+            Self::TornRows { .. } => "check the connection to the server and its log".into(),
+            Self::Differs { .. } => "the backup's rows were all there when they were read: look at the target's log, its collations and its version".into(),
+            Self::NotInSnapshot { .. } => "`altlas-backup show BACKUP` lists them".into(),
+            Self::Program { stderr, .. } | Self::Query { detail: stderr, .. } if stderr.contains("lock timeout") || stderr.contains("LOCK TABLE") => {
+                "something holds a lock on that table: see pg_locks, or raise `lock_timeout`".into()
+            }
+            Self::Program { .. } | Self::Run { .. } | Self::Query { .. } | Self::Detail { .. } => return None,
+        })
+    }
+}
+
+/// The server's or system's words for an error with its whole chain of causes: `Display` of tokio-postgres leaves them out.
+pub(super) fn words(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let mut text = format!("{}: {}", db.severity(), db.message());
+        for (name, extra) in [("detail", db.detail()), ("hint", db.hint()), ("context", db.where_())] {
+            if let Some(extra) = extra {
+                text.push_str(&format!("; {name}: {}", extra.replace('\n', " ")));
+            }
+        }
+        return text;
+    }
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let more = inner.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+/// Wraps a failed statement.
+pub(super) fn query(what: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> PostgresError {
+    move |error| PostgresError::Query { what: what.into(), detail: words(&error) }
+}

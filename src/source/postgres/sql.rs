@@ -1,0 +1,244 @@
+//! Just enough SQL: quoting, and taking apart what `pg_dump` and `pg_dumpall` wrote.
+//!
+//! Lexical rules: PostgreSQL documentation, chapter 4.1. `standard_conforming_strings` is on, as both programs set it.
+
+/// An identifier in double quotes.
+pub(super) fn ident(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `"schema"."name"`.
+pub(super) fn qualified(schema: &str, name: &str) -> String {
+    format!("{}.{}", ident(schema), ident(name))
+}
+
+/// A string constant.
+pub(super) fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A keyword or unquoted identifier, in lower case.
+    Word(String),
+    /// A quoted identifier, without its quotes.
+    Ident(String),
+    /// Anything else: strings, numbers, operators.
+    Other,
+    /// `;`
+    Semicolon,
+    /// A line of psql's own, from its backslash to its end.
+    Meta,
+}
+
+#[derive(Clone, Debug)]
+struct Token {
+    kind: Kind,
+    start: usize,
+    end: usize,
+}
+
+/// Where the token ends that is closed by `quote`, doubled inside; with `backslash`, that escapes too.
+fn quoted_end(sql: &[u8], start: usize, quote: u8, backslash: bool) -> usize {
+    let mut at = start + 1;
+    while at < sql.len() {
+        match sql[at] {
+            b'\\' if backslash => at += 1,
+            b if b == quote && sql.get(at + 1) == Some(&quote) => at += 1,
+            b if b == quote => return at + 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    sql.len()
+}
+
+fn is_word(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80
+}
+
+fn tokens(sql: &str) -> Vec<Token> {
+    let b = sql.as_bytes();
+    let mut tokens: Vec<Token> = Vec::new();
+    let mut at = 0;
+    while at < b.len() {
+        let start = at;
+        let at_line_start = start == 0 || b[start - 1] == b'\n';
+        let kind = match b[start] {
+            c if c.is_ascii_whitespace() => {
+                at += 1;
+                continue;
+            }
+            b'-' if b.get(start + 1) == Some(&b'-') => {
+                at = memchr::memchr(b'\n', &b[start..]).map_or(b.len(), |n| start + n);
+                continue;
+            }
+            b'\\' if at_line_start && tokens.last().is_none_or(|t| matches!(t.kind, Kind::Semicolon | Kind::Meta)) => {
+                at = memchr::memchr(b'\n', &b[start..]).map_or(b.len(), |n| start + n);
+                Kind::Meta
+            }
+            b';' => {
+                at += 1;
+                Kind::Semicolon
+            }
+            b'\'' => {
+                at = quoted_end(b, start, b'\'', false);
+                Kind::Other
+            }
+            b'e' | b'E' if b.get(start + 1) == Some(&b'\'') => {
+                at = quoted_end(b, start + 1, b'\'', true);
+                Kind::Other
+            }
+            b'"' => {
+                at = quoted_end(b, start, b'"', false);
+                Kind::Ident(sql[start + 1..at.saturating_sub(1).max(start + 1)].replace("\"\"", "\""))
+            }
+            b'$' => {
+                let tag_len = b[start + 1..].iter().take_while(|c| is_word(**c) && **c != b'$').count();
+                if b.get(start + 1 + tag_len) == Some(&b'$') {
+                    let tag = &sql[start..start + tag_len + 2];
+                    let body = start + tag.len();
+                    at = sql[body..].find(tag).map_or(b.len(), |n| body + n + tag.len());
+                } else {
+                    at += 1;
+                }
+                Kind::Other
+            }
+            c if is_word(c) => {
+                at += b[start..].iter().take_while(|c| is_word(**c)).count();
+                Kind::Word(sql[start..at].to_ascii_lowercase())
+            }
+            _ => {
+                at += 1;
+                Kind::Other
+            }
+        };
+        tokens.push(Token { kind, start, end: at });
+    }
+    tokens
+}
+
+/// One statement of a script.
+#[derive(Clone, Debug)]
+pub(super) struct Statement<'a> {
+    /// Its text, without the semicolon.
+    pub(super) text: &'a str,
+    tokens: Vec<Token>,
+    offset: usize,
+}
+
+/// The statements of a script; psql's own lines and comments are left out.
+pub(super) fn statements(sql: &str) -> Vec<Statement<'_>> {
+    let mut found = Vec::new();
+    let mut open: Vec<Token> = Vec::new();
+    let mut close = |open: &mut Vec<Token>| {
+        if let (Some(first), Some(last)) = (open.first(), open.last()) {
+            let (start, end) = (first.start, last.end);
+            found.push(Statement { text: &sql[start..end], tokens: std::mem::take(open), offset: start });
+        }
+    };
+    for token in tokens(sql) {
+        match token.kind {
+            Kind::Semicolon => close(&mut open),
+            Kind::Meta => {}
+            _ => open.push(token),
+        }
+    }
+    close(&mut open);
+    found
+}
+
+impl Statement<'_> {
+    /// Does it begin with these words?
+    pub(super) fn begins(&self, words: &[&str]) -> bool {
+        words.len() <= self.tokens.len()
+            && self.tokens.iter().zip(words).all(|(token, word)| matches!(&token.kind, Kind::Word(w) if w == word))
+    }
+
+    /// The identifier that is the `n`-th token.
+    pub(super) fn name(&self, n: usize) -> Option<&str> {
+        match &self.tokens.get(n)?.kind {
+            Kind::Word(name) | Kind::Ident(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// The identifier behind the first of this word.
+    pub(super) fn name_after(&self, word: &str) -> Option<&str> {
+        let at = self.tokens.iter().position(|token| matches!(&token.kind, Kind::Word(w) if w == word))?;
+        self.name(at + 1)
+    }
+
+    /// Does it speak of this database (`… DATABASE name …`)?
+    pub(super) fn is_on_database(&self, database: &str) -> bool {
+        self.name_after("database") == Some(database)
+    }
+
+    /// The statement with another name behind its first `DATABASE`.
+    pub(super) fn on_database(&self, name: &str) -> String {
+        let found = self.tokens.iter().position(|token| token.kind == Kind::Word("database".into()));
+        let Some(token) = found.and_then(|at| self.tokens.get(at + 1)) else { return self.text.to_owned() };
+        let (start, end) = (token.start - self.offset, token.end - self.offset);
+        format!("{}{}{}", &self.text[..start], ident(name), &self.text[end..])
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_dump_is_taken_apart_into_its_statements() {
+        let sql = "--\n-- x; y\n--\n\n\\restrict abc\nSET a = 'it''s; -- no';\n\\connect \"x;y\"\nCREATE ROLE \"We;\"\"ird\";\n\
+                   COMMENT ON ROLE app IS E'a\\';b';\nDO $x$ begin; end $x$;\nlast";
+        let texts: Vec<_> = statements(sql).iter().map(|s| s.text).collect();
+        assert_eq!(
+            texts,
+            [
+                "SET a = 'it''s; -- no'",
+                "CREATE ROLE \"We;\"\"ird\"",
+                "COMMENT ON ROLE app IS E'a\\';b'",
+                "DO $x$ begin; end $x$",
+                "last"
+            ]
+        );
+        assert_eq!(statements(sql)[1].name_after("role"), Some("We;\"ird"));
+    }
+
+    #[test]
+    fn a_database_gets_another_name_where_it_is_meant_and_nowhere_else() {
+        for (sql, renamed) in [
+            ("CREATE DATABASE altlas WITH TEMPLATE = template0", "CREATE DATABASE \"n\"\"ew\" WITH TEMPLATE = template0"),
+            ("ALTER ROLE altlas IN DATABASE altlas SET search_path TO 'altlas'", "ALTER ROLE altlas IN DATABASE \"n\"\"ew\" SET search_path TO 'altlas'"),
+            ("COMMENT ON DATABASE altlas IS 'DATABASE altlas'", "COMMENT ON DATABASE \"n\"\"ew\" IS 'DATABASE altlas'"),
+            ("REVOKE CONNECT,TEMPORARY ON DATABASE altlas FROM PUBLIC", "REVOKE CONNECT,TEMPORARY ON DATABASE \"n\"\"ew\" FROM PUBLIC"),
+        ] {
+            let statement = &statements(sql)[0];
+            assert!(statement.is_on_database("altlas"));
+            assert_eq!(statement.on_database("n\"ew"), renamed);
+        }
+        let quoted = &statements("ALTER DATABASE \"al-t\"\"las\" OWNER TO app")[0];
+        assert!(quoted.is_on_database("al-t\"las") && !quoted.is_on_database("al-t"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_taken_apart_without_loss_of_place(sql in "[a-z;'\"\\\\$\\-\nE é]{0,60}") {
+            for statement in statements(&sql) {
+                prop_assert!(sql.contains(statement.text));
+                let _ = statement.on_database("x");
+            }
+        }
+
+        #[test]
+        fn quoted_text_reads_back(name in "\\PC{1,40}") {
+            let sql = format!("CREATE DATABASE {} WITH X = {}; SELECT 1", ident(&name), literal(&name));
+            let found = statements(&sql);
+            prop_assert_eq!(found.len(), 2);
+            prop_assert_eq!(found[0].name(2), Some(name.as_str()));
+        }
+    }
+}
