@@ -1,1 +1,29 @@
 //! The configuration file, its defaults, its checks, its secrets.
+//!
+//! [`Config::load`] finds the file, reads it and checks every value, and reports all the problems it saw, each with file,
+//! line, column and key. A key this version does not know, or knows only as planned, is an error: a setting is never
+//! ignored silently.
+//!
+//! Secrets are not part of the file: they come from files it names or from the environment, are read when they are needed,
+//! and are [`secrecy::SecretString`]s from the first moment on. No message here repeats the text of a URL, for it may hold
+//! a password that someone wrote there by mistake.
+
+mod error;
+mod file;
+mod keys;
+mod postgres;
+mod reader;
+mod secret;
+mod shapes;
+#[cfg(test)]
+mod tests;
+mod url;
+
+pub use error::{ConfigError, Place};
+pub use file::{CONFIG_VARIABLE, DEFAULT_PATHS};
+pub use postgres::{NamePattern, PasswordSource, PostgresConfig, PostgresEndpoint, PostgresHost, TlsMode};
+pub use secret::S3Credentials;
+pub use shapes::{
+    Config, DEFAULT_COMPRESSION_LEVEL, Limits, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
+};
+pub use url::RepositoryUrl;

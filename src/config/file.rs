@@ -1,0 +1,271 @@
+//! Finds the configuration file, reads it, and makes a checked [`Config`] of it.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use super::error::{ConfigError, Place, shown};
+use super::postgres::{POSTGRES_SECRET_HINT, PostgresUrl, url_error};
+use super::reader::{Document, Section};
+use super::url::{RepositoryUrl, parse_endpoint};
+use super::{
+    Config, DEFAULT_COMPRESSION_LEVEL, Limits, NamePattern, PasswordSource, PostgresConfig, PostgresHost,
+    RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings, TlsMode, keys,
+};
+
+/// The environment variable that names the configuration file.
+pub const CONFIG_VARIABLE: &str = "ALTLAS_BACKUP_CONFIG";
+/// Where the file is looked for when nothing names it, in order.
+pub const DEFAULT_PATHS: [&str; 2] = ["./altlas-backup.toml", "/etc/altlas-backup/altlas-backup.toml"];
+
+/// A longer file is not ours.
+const MOST_BYTES: u64 = 1024 * 1024;
+const HOUR: Duration = Duration::from_secs(3600);
+const DEFAULT_GRACE: Duration = Duration::from_secs(72 * 3600);
+const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+const DEFAULT_REGION: &str = "us-east-1";
+const DEFAULT_WORKERS: u32 = 2;
+const DEFAULT_EPOCH_DAYS: u32 = 30;
+const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Config {
+    /// Reads and checks the configuration: of `path`, else of the file that `ALTLAS_BACKUP_CONFIG` names, else of the
+    /// first of [`DEFAULT_PATHS`] that is there. `repository_override` (`--repository`) takes the place of
+    /// `repository.url`. Secrets are not read yet.
+    ///
+    /// # Errors
+    /// No file, an unreadable one, or whatever is wrong in it: all of that at once, except after a syntax error.
+    pub fn load(
+        path: Option<&Path>,
+        repository_override: Option<&str>,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, ConfigError> {
+        let named = path.map(Path::to_owned);
+        let named = named.or_else(|| env(CONFIG_VARIABLE).filter(|name| !name.is_empty()).map(PathBuf::from));
+        let path = match named {
+            Some(path) => path,
+            None => find(&DEFAULT_PATHS.map(PathBuf::from))?,
+        };
+        let text = read(&path).map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+        Self::from_text(&text, &path, repository_override)
+    }
+
+    /// Like [`Config::load`], from text that stands for the file `origin`.
+    ///
+    /// # Errors
+    /// Whatever is wrong in the text.
+    pub fn from_text(text: &str, origin: &Path, repository_override: Option<&str>) -> Result<Self, ConfigError> {
+        let doc = Document::new(origin, text);
+        let table = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+            at: doc.place(error.span().map(|span| span.start), String::new()),
+            problem: shown(error.message()),
+        })?;
+        let config = read_config(&Section::root(&doc, table.get_ref()), origin, repository_override);
+        doc.finish()?;
+        // Nothing was reported, so nothing that must be there is absent; the error is for a mistake of ours.
+        config.ok_or_else(|| ConfigError::Syntax {
+            at: Box::new(Place { file: Some(origin.to_owned()), position: None, key: String::new() }),
+            problem: "incomplete, without a known reason (this is a bug)".to_owned(),
+        })
+    }
+}
+
+/// The first that is there, even as a broken link or in a folder we may not look into: reading it says what is wrong.
+pub(super) fn find(candidates: &[PathBuf]) -> Result<PathBuf, ConfigError> {
+    let there = |path: &&PathBuf| match path.symlink_metadata() {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory),
+    };
+    candidates.iter().find(there).cloned().ok_or_else(|| ConfigError::NoFile { looked: candidates.to_vec() })
+}
+
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(MOST_BYTES + 1).read_to_end(&mut bytes)?;
+    let wrong = |problem| std::io::Error::new(std::io::ErrorKind::InvalidData, problem);
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(wrong("it is larger than 1 MiB"));
+    }
+    String::from_utf8(bytes).map_err(|_| wrong("it is not UTF-8 text"))
+}
+
+fn read_config(root: &Section<'_>, origin: &Path, repository_override: Option<&str>) -> Option<Config> {
+    let repository = read_repository(&root.section("repository"), repository_override);
+    let limits = read_limits(&root.section("limits"));
+    let mut sources: Vec<SourceConfig> = Vec::new();
+    let mut names: Vec<SourceName> = Vec::new();
+    for section in root.sections("source") {
+        let name = read_name(&section);
+        if let Some(name) = &name {
+            if names.contains(name) {
+                section.report(ConfigError::DuplicateSource { at: section.at("name"), name: name.to_string() });
+            }
+            names.push(name.clone());
+        }
+        sources.extend(read_source(&section, name));
+    }
+    Some(Config { repository: repository?, sources, limits, origin: origin.to_owned() })
+}
+
+fn read_repository(section: &Section<'_>, repository_override: Option<&str>) -> Option<RepositoryConfig> {
+    let url = match repository_override {
+        Some(text) => RepositoryUrl::parse(text).map_err(|problem| (problem, Place::argument("--repository"))),
+        None => match section.required_text("url") {
+            Some(text) => RepositoryUrl::parse(text).map_err(|problem| (problem, *section.at("url"))),
+            None => return read_repository_rest(section, None),
+        },
+    };
+    let url = url.map_err(|(problem, at)| section.report(url_error(problem, at, S3_SECRET_HINT))).ok();
+    read_repository_rest(section, url)
+}
+
+/// Where S3 credentials belong.
+const S3_SECRET_HINT: &str = "name files with `repository.s3.access_key_id_file` and `repository.s3.secret_access_key_file`, \
+                              or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+
+fn read_repository_rest(section: &Section<'_>, url: Option<RepositoryUrl>) -> Option<RepositoryConfig> {
+    let s3 = read_s3(&section.section("s3"));
+    let compression_level = section.integer("compression_level", 1..=19).unwrap_or(DEFAULT_COMPRESSION_LEVEL);
+    let epoch_days = section.integer("epoch_days", 1..=366).unwrap_or(DEFAULT_EPOCH_DAYS);
+    let grace = section.duration("grace", HOUR..=YEAR, "1h to 366d").unwrap_or(DEFAULT_GRACE);
+    Some(RepositoryConfig { url: url?, s3, compression_level, epoch_days, grace })
+}
+
+fn read_s3(section: &Section<'_>) -> S3Config {
+    let endpoint = section.text("endpoint").and_then(|text| {
+        parse_endpoint(text)
+            .map_err(|problem| section.report(url_error(problem, *section.at("endpoint"), S3_SECRET_HINT)))
+            .ok()
+    });
+    let region = section.text("region").unwrap_or(DEFAULT_REGION);
+    if !region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        section.bad("region", "a region's name has letters, digits, `-` and `_` only", None);
+    }
+    S3Config {
+        path_style: section.boolean("path_style").unwrap_or(endpoint.is_some()),
+        endpoint,
+        region: region.to_owned(),
+        access_key_id_file: section.path("access_key_id_file"),
+        secret_access_key_file: section.path("secret_access_key_file"),
+        session_token_file: section.path("session_token_file"),
+        ca_file: section.path("ca_file"),
+    }
+}
+
+fn read_limits(section: &Section<'_>) -> Limits {
+    let default = Limits::default();
+    Limits {
+        memory_mib: section.integer("memory_mib", 96..=4096).unwrap_or(default.memory_mib),
+        uploads: section.integer("uploads", 1..=64).unwrap_or(default.uploads),
+    }
+}
+
+fn read_name(section: &Section<'_>) -> Option<SourceName> {
+    let text = section.required_text("name")?;
+    let name = SourceName::new(text);
+    if name.is_none() {
+        let problem = format!("`{}` cannot be a source's name", shown(text));
+        let hint = "a name has 1 to 63 lower-case letters, digits and hyphens, and begins with a letter or digit";
+        section.bad("name", problem, Some(hint.to_owned()));
+    }
+    name
+}
+
+fn read_source(section: &Section<'_>, name: Option<SourceName>) -> Option<SourceConfig> {
+    match section.required_text("kind") {
+        Some("postgres") => section.check_keys(),
+        Some(kind) if keys::PLANNED_KINDS.contains(&kind) => {
+            let what = format!("kind `{kind}` is not supported by this version");
+            section.report(ConfigError::NotSupported { at: section.at("kind"), what });
+            return None;
+        }
+        Some(kind) => {
+            let hint = match keys::nearest_of(kind, keys::KINDS) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the kinds this version knows: {}", keys::KINDS.join(", ")),
+            };
+            section.bad("kind", format!("`{}` is not a kind of source", shown(kind)), Some(hint));
+            return None;
+        }
+        None => {
+            section.check_keys();
+            return None;
+        }
+    }
+    let allow_empty = section.boolean("allow_empty").unwrap_or(false);
+    let settings = read_postgres(section, name.as_ref()).map(SourceSettings::Postgres);
+    Some(SourceConfig { name: name?, allow_empty, settings: settings? })
+}
+
+fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<PostgresConfig> {
+    let url = section.required_text("url").and_then(|text| {
+        let secret_hint = match name {
+            Some(name) => format!(
+                "put the password into a file named by `password_file`, or into the environment variable {}",
+                name.password_variable()
+            ),
+            None => POSTGRES_SECRET_HINT.to_owned(),
+        };
+        PostgresUrl::parse(text)
+            .map_err(|problem| section.report(url_error(problem, *section.at("url"), &secret_hint)))
+            .ok()
+    });
+    let ca_file = section.path("ca_file");
+    let tls = read_tls(section, url.as_ref(), ca_file.is_some());
+    let password_file = section.path("password_file");
+    let password = match (password_file, name) {
+        (Some(path), _) => Some(PasswordSource::File { path, key: section.at("password_file").key }),
+        (None, Some(name)) => Some(PasswordSource::variable_of(name)),
+        (None, None) => None,
+    };
+    let databases = read_databases(section);
+    let tools_dir = section.path("tools_dir");
+    let workers = section.integer("workers", 1..=16).unwrap_or(DEFAULT_WORKERS);
+    let lock_timeout = section.duration("lock_timeout", Duration::from_secs(1)..=HOUR, "1s to 1h");
+    Some(PostgresConfig {
+        endpoint: url?.endpoint,
+        password: password?,
+        tls,
+        ca_file,
+        databases,
+        tools_dir,
+        workers,
+        lock_timeout: lock_timeout.unwrap_or(DEFAULT_LOCK_TIMEOUT),
+    })
+}
+
+fn read_tls(section: &Section<'_>, url: Option<&PostgresUrl>, has_ca: bool) -> Option<TlsMode> {
+    let written = section.text("tls");
+    let key = written.and_then(TlsMode::parse);
+    if let (Some(text), None) = (written, key) {
+        let hint = keys::nearest_of(text, TlsMode::NAMES).map(|near| format!("did you mean \"{near}\"?"));
+        section.bad("tls", format!("must be one of {}", TlsMode::NAMES.join(", ")), hint);
+    }
+    let from_url = url.and_then(|url| url.tls);
+    if key.is_some() && from_url.is_some() {
+        section.bad("tls", "the url's sslmode says it too", Some("keep one of the two".to_owned()));
+    }
+    let mode = key.or(from_url);
+    if let Some(mode) = mode {
+        let unix = url.is_some_and(|url| matches!(url.endpoint.host, PostgresHost::Unix(_)));
+        if unix && mode != TlsMode::Disable && key.is_some() {
+            section.bad("tls", "a unix socket has no TLS", None);
+        }
+        if has_ca && mode != TlsMode::VerifyFull {
+            let problem = format!("is not used with tls \"{}\", which checks no certificate", mode.as_str());
+            section.bad("ca_file", problem, Some("set `tls = \"verify-full\"`, or remove `ca_file`".to_owned()));
+        }
+    }
+    mode
+}
+
+fn read_databases(section: &Section<'_>) -> Vec<NamePattern> {
+    let texts = section.texts("databases").unwrap_or_else(|| vec!["*"]);
+    let patterns: Vec<NamePattern> = texts.iter().filter_map(|text| NamePattern::new(text)).collect();
+    if patterns.is_empty() || patterns.len() < texts.len() {
+        section.bad("databases", "is empty or holds an empty name", Some("all databases: [\"*\"]".to_owned()));
+    }
+    patterns
+}

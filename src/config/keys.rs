@@ -1,0 +1,149 @@
+//! The keys this version knows, and the nearest of them to one it does not.
+//!
+//! [`KEYS`] is the one list: the reader refuses what is not in it, and the tests hold the example file to it.
+
+/// Every known key by its full path; the tables are the paths' beginnings. `source` is a list of tables.
+pub(super) const KEYS: &[&str] = &[
+    "repository.url",
+    "repository.compression_level",
+    "repository.epoch_days",
+    "repository.grace",
+    "repository.s3.endpoint",
+    "repository.s3.region",
+    "repository.s3.path_style",
+    "repository.s3.access_key_id_file",
+    "repository.s3.secret_access_key_file",
+    "repository.s3.session_token_file",
+    "repository.s3.ca_file",
+    "source.name",
+    "source.kind",
+    "source.allow_empty",
+    "source.url",
+    "source.password_file",
+    "source.tls",
+    "source.ca_file",
+    "source.databases",
+    "source.tools_dir",
+    "source.workers",
+    "source.lock_timeout",
+    "limits.memory_mib",
+    "limits.uploads",
+];
+
+/// Tables of the design that this version cannot serve, with what it cannot do.
+pub(super) const PLANNED: &[(&str, &str)] = &[
+    ("repository.encryption", "this version cannot encrypt a repository yet"),
+    ("schedule", "this version cannot run backups on a schedule yet"),
+    ("retention", "this version cannot remove old backups yet"),
+    ("alerts", "this version cannot send alerts yet"),
+    ("server", "this version has no daemon with a server yet"),
+];
+
+/// The kinds of source this version knows.
+pub(super) const KINDS: &[&str] = &["postgres"];
+/// The kinds of source that later versions will know.
+pub(super) const PLANNED_KINDS: &[&str] = &["redis", "nats"];
+
+/// The names directly under a table (`""` is the root), each once.
+pub(super) fn children(table: &str) -> Vec<&'static str> {
+    let mut names: Vec<&'static str> = Vec::new();
+    for key in KEYS {
+        let rest =
+            if table.is_empty() { Some(*key) } else { key.strip_prefix(table).and_then(|r| r.strip_prefix('.')) };
+        if let Some(name) = rest.and_then(|r| r.split('.').next())
+            && !names.contains(&name)
+        {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// What this version cannot do yet, if the path names that.
+pub(super) fn planned(path: &str) -> Option<&'static str> {
+    PLANNED.iter().find(|(key, _)| *key == path).map(|(_, what)| *what)
+}
+
+/// The full path of the known key nearest to `name` in `table`: by spelling in the same table, else by name in another.
+pub(super) fn nearest(table: &str, name: &str) -> Option<String> {
+    if let Some(found) = nearest_of(name, &children(table)) {
+        return Some(join(table, found));
+    }
+    KEYS.iter()
+        .copied()
+        .chain(PLANNED.iter().map(|(key, _)| *key))
+        .find(|key| key.split('.').any(|part| part == name))
+        .map(|key| match key.split_once(&format!("{name}.")) {
+            Some((before, _)) => format!("{before}{name}"),
+            None => key.to_owned(),
+        })
+}
+
+/// The candidate spelled most like `word`, where one is near enough to be meant.
+pub(super) fn nearest_of<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    /// Below this two words are not each other's misspelling; found by trying the table of this module's tests.
+    const NEAR: f64 = 0.8;
+    // A word of thousands of letters is no misspelling, and the comparison is quadratic.
+    if word.len() > 64 {
+        return None;
+    }
+    let word = word.to_lowercase().replace('-', "_");
+    candidates
+        .iter()
+        .map(|candidate| {
+            let other = candidate.replace('-', "_");
+            let score = strsim::jaro_winkler(&word, &other).max(strsim::normalized_damerau_levenshtein(&word, &other));
+            (score, *candidate)
+        })
+        .filter(|(score, _)| *score >= NEAR)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// A key's full path.
+pub(super) fn join(table: &str, name: &str) -> String {
+    if table.is_empty() { name.to_owned() } else { format!("{table}.{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nearest_keys() {
+        for (table, name, want) in [
+            ("repository.s3", "endpont", Some("repository.s3.endpoint")),
+            ("repository.s3", "pathstyle", Some("repository.s3.path_style")),
+            ("repository.s3", "path-style", Some("repository.s3.path_style")),
+            ("repository.s3", "access_key_id", Some("repository.s3.access_key_id_file")),
+            ("repository.s3", "secret_access_key", Some("repository.s3.secret_access_key_file")),
+            ("repository", "endpoint", Some("repository.s3.endpoint")),
+            ("repository", "compression", Some("repository.compression_level")),
+            ("repository", "URL", Some("repository.url")),
+            ("source", "password", Some("source.password_file")),
+            ("source", "database", Some("source.databases")),
+            ("source", "worker", Some("source.workers")),
+            ("", "sources", Some("source")),
+            ("", "repositry", Some("repository")),
+            ("", "limit", Some("limits")),
+            ("", "s3", Some("repository.s3")),
+            ("", "encryption", Some("repository.encryption")),
+            ("", "memory_mib", Some("limits.memory_mib")),
+            ("", "colour", None),
+            ("repository", "", None),
+        ] {
+            assert_eq!(nearest(table, name).as_deref(), want, "{table} {name}");
+        }
+        assert_eq!(nearest_of("postgresql", KINDS), Some("postgres"));
+        assert_eq!(nearest_of("mysql", KINDS), None);
+    }
+
+    #[test]
+    fn keys_are_once_and_not_planned() {
+        for (i, key) in KEYS.iter().enumerate() {
+            assert!(!KEYS[..i].contains(key), "{key} twice");
+            assert!(planned(key).is_none());
+        }
+        assert_eq!(children(""), ["repository", "source", "limits"]);
+    }
+}

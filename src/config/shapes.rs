@@ -1,0 +1,153 @@
+//! What a configuration says once it is read and checked.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use super::{ConfigError, PostgresConfig, RepositoryUrl};
+
+/// The zstd level of parts where none is configured: level 1 was both faster and smaller than 3 in our measurements.
+pub const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where backups are kept, and how.
+    pub repository: RepositoryConfig,
+    /// What is backed up, in the file's order; may be empty.
+    pub sources: Vec<SourceConfig>,
+    /// What a run may use.
+    pub limits: Limits,
+    /// The file all this was read from.
+    pub origin: PathBuf,
+}
+
+impl Config {
+    /// The sources with these names in the file's order, each once; all of them where no name is given.
+    ///
+    /// # Errors
+    /// A name that is not configured; no source at all.
+    pub fn sources_matching(&self, names: &[String]) -> Result<Vec<&SourceConfig>, ConfigError> {
+        if self.sources.is_empty() {
+            return Err(ConfigError::NoSources { file: self.origin.clone() });
+        }
+        let known = |name: &String| self.sources.iter().any(|source| source.name.as_str() == name);
+        if let Some(name) = names.iter().find(|name| !known(name)) {
+            return Err(ConfigError::UnknownSource {
+                name: name.clone(),
+                file: self.origin.clone(),
+                known: self.sources.iter().map(|source| source.name.to_string()).collect(),
+            });
+        }
+        let wanted = |source: &&SourceConfig| names.is_empty() || names.iter().any(|n| n == source.name.as_str());
+        Ok(self.sources.iter().filter(wanted).collect())
+    }
+}
+
+/// Where backups are kept, and how.
+#[derive(Clone, Debug)]
+pub struct RepositoryConfig {
+    /// Where.
+    pub url: RepositoryUrl,
+    /// How its server is reached; only used with an `s3://` URL.
+    pub s3: S3Config,
+    /// zstd's level, 1 to 19.
+    pub compression_level: i32,
+    /// Days an epoch lasts, 1 to 366.
+    pub epoch_days: u32,
+    /// How old an object must be before it may be swept; at least an hour.
+    pub grace: Duration,
+}
+
+/// How an S3 server is reached. The credentials are read by [`S3Config::credentials`].
+#[derive(Clone, Debug)]
+pub struct S3Config {
+    /// The server; absent: AWS.
+    pub endpoint: Option<Url>,
+    /// The region that requests are signed for.
+    pub region: String,
+    /// Bucket in the path instead of the host's name.
+    pub path_style: bool,
+    /// The file with the access key id.
+    pub access_key_id_file: Option<PathBuf>,
+    /// The file with the secret access key.
+    pub secret_access_key_file: Option<PathBuf>,
+    /// The file with the session token.
+    pub session_token_file: Option<PathBuf>,
+    /// Certificates (PEM) that are trusted in place of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// One server that is backed up.
+#[derive(Clone, Debug)]
+pub struct SourceConfig {
+    /// Its name in the repository.
+    pub name: SourceName,
+    /// Is a server or pattern that yields nothing fine?
+    pub allow_empty: bool,
+    /// What depends on its kind.
+    pub settings: SourceSettings,
+}
+
+/// What depends on a source's kind.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SourceSettings {
+    /// `kind = "postgres"`.
+    Postgres(PostgresConfig),
+}
+
+impl SourceSettings {
+    /// The kind as it is written.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "postgres",
+        }
+    }
+}
+
+/// A source's name: `[a-z0-9][a-z0-9-]{0,62}`, for it becomes part of objects' keys.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SourceName(String);
+
+impl SourceName {
+    /// A name, where the text is one.
+    pub fn new(text: &str) -> Option<Self> {
+        let letter = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let valid = (1..=63).contains(&text.len())
+            && text.as_bytes().first().is_some_and(letter)
+            && text.as_bytes().iter().all(|b| letter(b) || *b == b'-');
+        valid.then(|| Self(text.to_owned()))
+    }
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+    /// `ALTLAS_BACKUP_<NAME>_PASSWORD`: the name in upper case, `_` for `-`.
+    pub fn password_variable(&self) -> String {
+        format!("ALTLAS_BACKUP_{}_PASSWORD", self.0.to_ascii_uppercase().replace('-', "_"))
+    }
+}
+
+impl fmt::Display for SourceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a run may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory for data under way, in MiB, 96 to 4096.
+    pub memory_mib: u32,
+    /// Uploads at once, 1 to 64.
+    pub uploads: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { memory_mib: 128, uploads: 8 }
+    }
+}
