@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::SourceError;
 use crate::{
-    config::{SourceConfig, SourceSettings},
+    config::{ConfigError, SourceSettings},
     pipeline::{Cut, SnapshotReader, SnapshotWriter},
 };
 
@@ -167,18 +167,17 @@ pub trait Restore: Send {
     async fn execute(self: Box<Self>, cancel: &CancellationToken) -> Result<Restored, SourceError>;
 }
 
-/// The source that `config` describes.
-pub fn open(config: &SourceConfig) -> Arc<dyn Source> {
-    match &config.settings {
-        SourceSettings::Postgres(settings) => {
-            Arc::new(postgres::PostgresSource::new(config.name.to_string(), settings.clone()))
-        }
-    }
-}
+/// Reads environment variables.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The name of a kind, as in configurations and manifests.
-pub fn kind(settings: &SourceSettings) -> &'static str {
-    match settings {
-        SourceSettings::Postgres(_) => postgres::KIND,
-    }
+/// The source that `config` describes, with its secrets read.
+///
+/// # Errors
+/// A secret that cannot be read.
+pub fn open(settings: &SourceSettings, env: Env<'_>) -> Result<Arc<dyn Source>, ConfigError> {
+    Ok(match settings {
+        SourceSettings::Postgres(settings) => {
+            Arc::new(postgres::PostgresSource::new(settings.clone(), settings.password(env)?))
+        }
+    })
 }

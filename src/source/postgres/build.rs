@@ -1,0 +1,286 @@
+//! A database built under a temporary name and compared with what was captured, before anyone sees it.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, PoisonError},
+};
+
+use futures::{SinkExt, StreamExt, TryStreamExt, future::try_join_all};
+
+use super::{
+    capture::{DatabaseDetail, SnapshotDetail, TableDetail},
+    catalog::{self, SequencePosition},
+    connect::{Server, Session},
+    error::{PostgresError, query},
+    sql,
+    swap::Swap,
+    tools::Tools,
+};
+use crate::{
+    pipeline::{Artifact, Fingerprint, PipelineError, Progress, RowHasher, SnapshotReader},
+    report,
+    source::{Compared, RestoredItem, SourceError},
+};
+
+/// The longest piece of DDL that is read as a whole, in bytes.
+const MOST_TEXT: u64 = 256 * 1024 * 1024;
+/// Bytes given to a COPY at once: what waits in the connection's buffer is outside of the memory budget.
+const COPY_SLICE: usize = 256 * 1024;
+
+/// One table of a build.
+#[derive(Clone)]
+pub(super) struct TableBuild {
+    artifact: Artifact,
+    detail: TableDetail,
+    fingerprint: Fingerprint,
+}
+
+impl TableBuild {
+    fn shown(&self) -> String {
+        catalog::shown(&self.detail.schema, &self.detail.table)
+    }
+}
+
+/// One database to be built.
+pub(super) struct Build {
+    detail: DatabaseDetail,
+    /// Major version of the server that the snapshot is of.
+    major: u32,
+    /// The name it will have.
+    pub(super) to: String,
+    /// The name it is built under.
+    pub(super) temporary: String,
+    /// Where the database goes that has the name now.
+    pub(super) keep_as: Option<String>,
+    pub(super) tables: Vec<TableBuild>,
+    pub(super) rows: u64,
+    pub(super) raw: u64,
+}
+
+impl Build {
+    pub(super) fn new(
+        snapshot: &SnapshotReader,
+        detail: DatabaseDetail,
+        to: String,
+        temporary: String,
+    ) -> Result<Self, PostgresError> {
+        let bad = |what: String| PostgresError::Detail { detail: what };
+        let whole: SnapshotDetail =
+            serde_json::from_value(snapshot.detail().clone()).map_err(|error| bad(error.to_string()))?;
+        let mut tables = Vec::new();
+        for artifact in snapshot.artifacts() {
+            let Some(fingerprint) = artifact.fingerprint else { continue };
+            let table: TableDetail = serde_json::from_value(artifact.detail.clone())
+                .map_err(|error| bad(format!("{}: {error}", artifact.path)))?;
+            if table.database == detail.name {
+                tables.push(TableBuild { artifact: artifact.clone(), detail: table, fingerprint });
+            }
+        }
+        tables.sort_by_key(|table| std::cmp::Reverse(table.artifact.raw));
+        let rows = tables.iter().map(|table| table.fingerprint.rows).sum();
+        let raw = tables.iter().map(|table| table.artifact.raw).sum();
+        Ok(Self { detail, major: whole.major, to, temporary, keep_as: None, tables, rows, raw })
+    }
+
+    pub(super) fn swap(&self) -> Swap {
+        Swap { temporary: self.temporary.clone(), to: self.to.clone(), keep_as: self.keep_as.clone() }
+    }
+}
+
+/// `CREATE DATABASE`, as `pg_dump` wrote it, under the temporary name.
+pub(super) async fn create(session: &Session, snapshot: &SnapshotReader, build: &Build) -> Result<(), SourceError> {
+    let text = snapshot.text(snapshot.artifact(&build.detail.properties_sql())?, MOST_TEXT).await?;
+    let statements = sql::statements(&text);
+    let create = statements.iter().find(|statement| statement.begins(&["create", "database"])).ok_or_else(|| {
+        PostgresError::Detail { detail: format!("{} creates no database", build.detail.properties_sql()) }
+    })?;
+    session
+        .batch_execute(&create.on_database(&build.temporary))
+        .await
+        .map_err(query(format!("creating database `{}`", build.temporary)))?;
+    Ok(())
+}
+
+/// Owner, settings, comment, grants: on the temporary name, since they stay with the database when it is renamed, and a failure
+/// here must not find the old one renamed already.
+pub(super) async fn properties(session: &Session, snapshot: &SnapshotReader, build: &Build) -> Result<(), SourceError> {
+    let text = snapshot.text(snapshot.artifact(&build.detail.properties_sql())?, MOST_TEXT).await?;
+    for statement in sql::statements(&text).iter().filter(|statement| !statement.begins(&["create", "database"])) {
+        let statement = statement.on_database(&build.temporary);
+        let what = format!("setting up database `{}` ({statement})", build.to);
+        session.batch_execute(&statement).await.map_err(query(what))?;
+    }
+    Ok(())
+}
+
+/// Definitions, rows, definitions, sequences, statistics, and the comparison.
+pub(super) async fn fill(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    psql: &Tools,
+    build: &Build,
+    target_major: u32,
+) -> Result<Vec<RestoredItem>, SourceError> {
+    let progress = snapshot.progress();
+    progress.set_phase(format!("definitions of {}", build.to));
+    run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
+    progress.set_phase(format!("rows of {}", build.to));
+    each_table(server, build, async |session, table| load(session, snapshot, table).await.map(|()| None)).await?;
+    progress.set_phase(format!("indexes and constraints of {}", build.to));
+    run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await?;
+    run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await?;
+    let session = server.connect(&build.temporary).await?;
+    session.batch_execute("ANALYZE").await.map_err(query(format!("ANALYZE of `{}`", build.temporary)))?;
+    progress.set_phase(format!("comparing {}", build.to));
+    compare_sequences(&session, snapshot, build).await?;
+    compare_tables(server, snapshot, build, target_major).await
+}
+
+/// Feeds an artifact of SQL to `psql`, in one transaction, to the first error.
+async fn run_sql(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    psql: &Tools,
+    build: &Build,
+    path: &str,
+) -> Result<(), SourceError> {
+    let artifact = snapshot.artifact(path)?;
+    if artifact.raw == 0 {
+        return Ok(());
+    }
+    let mut running = psql
+        .command("psql", server, &build.temporary)?
+        .env("PGOPTIONS", "-c client_min_messages=warning -c client_connection_check_interval=10000 -c statement_timeout=0 -c synchronous_commit=off")
+        .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", "--file=-"])
+        .feed(&format!("{path} of database `{}`", build.to))?;
+    let mut parts = std::pin::pin!(snapshot.open(artifact));
+    while let Some(part) = parts.next().await {
+        running.write(&part?).await?;
+    }
+    Ok(running.finish().await?)
+}
+
+/// Runs `work` on every table, largest first, on several connections.
+async fn each_table<T>(
+    server: &Server,
+    build: &Build,
+    work: impl AsyncFn(&Session, &TableBuild) -> Result<Option<T>, SourceError>,
+) -> Result<Vec<T>, SourceError> {
+    let queue: Mutex<VecDeque<&TableBuild>> = Mutex::new(build.tables.iter().collect());
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let worker = async || {
+        let mut done = Vec::new();
+        let Some(mut table) = next() else { return Ok(done) };
+        let session = server.connect_for_rows(&build.temporary, &build.detail.row_settings).await?;
+        loop {
+            done.extend(work(&session, table).await?);
+            match next() {
+                Some(following) => table = following,
+                None => return Ok::<_, SourceError>(done),
+            }
+        }
+    };
+    Ok(try_join_all((0..server.config.workers).map(|_| worker())).await?.into_iter().flatten().collect())
+}
+
+/// Loads the rows of one table and checks how many the server took.
+async fn load(session: &Session, snapshot: &SnapshotReader, table: &TableBuild) -> Result<(), SourceError> {
+    let shown = table.shown();
+    let failed = || query(format!("loading {shown}"));
+    // The whole database is thrown away if anything fails; the renaming at the end is what must be durable.
+    session.batch_execute("SET synchronous_commit = off").await.map_err(failed())?;
+    let sink = session.copy_in(&table.detail.copy).await.map_err(failed())?;
+    let mut sink = std::pin::pin!(sink);
+    let mut parts = std::pin::pin!(snapshot.open(&table.artifact));
+    while let Some(part) = parts.next().await {
+        let part = part?;
+        let mut rest: bytes::Bytes = (*part).clone();
+        while !rest.is_empty() {
+            let slice = rest.split_to(rest.len().min(COPY_SLICE));
+            Progress::add(&snapshot.progress().raw, slice.len() as u64);
+            sink.send(slice).await.map_err(failed())?;
+        }
+    }
+    let rows = sink.finish().await.map_err(failed())?;
+    Progress::add(&snapshot.progress().rows, rows);
+    if rows != table.fingerprint.rows {
+        let difference = format!("{shown} took {rows} rows of {}", table.fingerprint.rows);
+        return Err(PostgresError::Differs { differences: vec![difference], total: 1 }.into());
+    }
+    Ok(())
+}
+
+/// The fingerprint of a table as it is now, read as it was when it was captured.
+async fn fingerprint(session: &Session, seed: u64, table: &TableBuild) -> Result<Fingerprint, PostgresError> {
+    let shown = table.shown();
+    let failed = || query(format!("reading back {shown}"));
+    let target = table.detail.copy.trim_start_matches("COPY ").trim_end_matches(" FROM STDIN");
+    let rows = session.copy_out(&format!("COPY {target} TO STDOUT")).await.map_err(failed())?;
+    let mut rows = std::pin::pin!(rows);
+    let mut hasher = RowHasher::new(seed);
+    while let Some(chunk) = rows.try_next().await.map_err(failed())? {
+        hasher.update(&chunk);
+    }
+    hasher.finish().ok_or(PostgresError::TornRows { table: shown })
+}
+
+async fn compare_tables(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    build: &Build,
+    target_major: u32,
+) -> Result<Vec<RestoredItem>, SourceError> {
+    let seed = snapshot.fingerprint_seed();
+    let compared = each_table(server, build, async |session, table| {
+        let now = fingerprint(session, seed, table).await?;
+        Ok(Some((table.shown(), table.fingerprint, now)))
+    })
+    .await?;
+    let mut items = Vec::new();
+    let mut differences = Vec::new();
+    for (name, was, is) in compared {
+        let verdict = if was == is {
+            Compared::Same
+        } else if was.rows == is.rows && build.major != target_major {
+            // Two majors may print one value differently; fewer or more rows have no such excuse.
+            Compared::Inconclusive
+        } else {
+            let what = if was.rows == is.rows { "the same number, other content".to_owned() } else { format!("captured {}", was.rows) };
+            differences.push(format!("{name}: {} ({what})", report::count(is.rows, "row")));
+            continue;
+        };
+        items.push(RestoredItem {
+            name: format!("{}: {name}", build.to),
+            rows: is.rows,
+            bytes: is.bytes,
+            compared: verdict,
+        });
+    }
+    if !differences.is_empty() {
+        differences.sort();
+        return Err(PostgresError::Differs { total: differences.len(), differences }.into());
+    }
+    items.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(items)
+}
+
+/// Ahead is allowed, behind never.
+async fn compare_sequences(session: &Session, snapshot: &SnapshotReader, build: &Build) -> Result<(), SourceError> {
+    let artifact = snapshot.artifact(&build.detail.sequences_sql())?;
+    let was: Vec<SequencePosition> = serde_json::from_value(artifact.detail.clone())
+        .map_err(|error| PipelineError::from(crate::repository::Trust::damaged(&artifact.path, error)))?;
+    let names: Vec<(String, String)> = was.iter().map(|one| (one.schema.clone(), one.name.clone())).collect();
+    let is = catalog::sequence_positions(session, &names).await?;
+    let is: HashMap<(&str, &str), &SequencePosition> =
+        is.iter().map(|one| ((one.schema.as_str(), one.name.as_str()), one)).collect();
+    let mut differences = Vec::new();
+    for position in &was {
+        if is.get(&(position.schema.as_str(), position.name.as_str())) != Some(&position) {
+            differences.push(format!("sequence {}", catalog::shown(&position.schema, &position.name)));
+        }
+    }
+    match differences.len() {
+        0 => Ok(()),
+        total => Err(PostgresError::Differs { differences, total }.into()),
+    }
+}

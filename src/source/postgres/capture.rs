@@ -1,0 +1,432 @@
+//! Capture: one exported snapshot a database, everything locked before anything is read.
+
+use std::{collections::VecDeque, sync::Mutex, sync::PoisonError, time::Duration};
+
+use async_trait::async_trait;
+use futures::{
+    TryStreamExt,
+    future::try_join_all,
+};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio_postgres::error::SqlState;
+
+use super::{
+    catalog::{self, Extension, Properties, Relation, RelationKind, Version},
+    connect::{self, Server, Session},
+    error::{PostgresError, query},
+    sql,
+    tools::Tools,
+};
+use crate::{
+    pipeline::{Cut, Format, SnapshotWriter},
+    source::{Capture, Captured, SourceError},
+};
+
+/// How often a capture starts over because a relation was rewritten or dropped before its lock.
+const ATTEMPTS: u32 = 3;
+/// Tables in one LOCK statement.
+const LOCK_BATCH: usize = 200;
+/// The longest DDL of database properties, in bytes.
+const MOST_PROPERTIES: u64 = 16 * 1024 * 1024;
+pub(super) const GLOBALS: &str = "globals.sql";
+
+/// What the manifest notes of the whole snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct SnapshotDetail {
+    pub(super) server_version: String,
+    pub(super) major: u32,
+    /// Version of `pg_dump`, which wrote the DDL.
+    pub(super) pg_dump: String,
+    pub(super) databases: Vec<DatabaseDetail>,
+}
+
+/// What the manifest notes of one database.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct DatabaseDetail {
+    pub(super) name: String,
+    /// Where its artifacts are: `databases/<n>`.
+    pub(super) folder: String,
+    pub(super) encoding: String,
+    pub(super) cut_at: Timestamp,
+    /// The exported snapshot's id and the write position at its instant.
+    pub(super) snapshot: String,
+    pub(super) lsn: String,
+    pub(super) tables: u64,
+    /// All objects of the user's; 0 for a database that was never used.
+    pub(super) objects: u64,
+    pub(super) extensions: Vec<Extension>,
+    pub(super) tablespaces: Vec<String>,
+    /// Settings that the rows were read under, as statements: the same are needed to load them.
+    pub(super) row_settings: Vec<String>,
+}
+
+impl DatabaseDetail {
+    pub(super) fn properties_sql(&self) -> String {
+        format!("{}/properties.sql", self.folder)
+    }
+    pub(super) fn pre_data_sql(&self) -> String {
+        format!("{}/pre-data.sql", self.folder)
+    }
+    pub(super) fn post_data_sql(&self) -> String {
+        format!("{}/post-data.sql", self.folder)
+    }
+    pub(super) fn sequences_sql(&self) -> String {
+        format!("{}/sequences.sql", self.folder)
+    }
+}
+
+/// What the manifest notes of one table's rows.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct TableDetail {
+    pub(super) database: String,
+    pub(super) schema: String,
+    pub(super) table: String,
+    /// The statement that loads the rows.
+    pub(super) copy: String,
+}
+
+/// What COPY names: the table and its columns. A table without columns that COPY carries is named alone.
+pub(super) fn copy_target(schema: &str, table: &str, columns: &[String]) -> String {
+    let name = sql::qualified(schema, table);
+    match columns {
+        [] => name,
+        _ => format!("{name} ({})", columns.iter().map(|column| sql::ident(column)).collect::<Vec<_>>().join(", ")),
+    }
+}
+
+/// One database whose snapshot is held open by `holder`.
+struct HeldDatabase {
+    detail: DatabaseDetail,
+    holder: Session,
+    relations: Vec<Relation>,
+}
+
+/// All databases of a server, each at its instant.
+pub(super) struct PostgresCapture {
+    server: Server,
+    tools: Tools,
+    version: Version,
+    /// May `pg_dumpall` read passwords?
+    reads_passwords: bool,
+    databases: Vec<HeldDatabase>,
+    uncovered: Vec<String>,
+    /// When the first database was cut.
+    cut_at: Timestamp,
+}
+
+/// What keeps an attempt at a snapshot from being used.
+enum Attempt {
+    Held(Box<HeldDatabase>),
+    /// This relation changed between the snapshot and its lock.
+    Changed(String),
+}
+
+impl PostgresCapture {
+    /// Cuts every database that the configuration means.
+    pub(super) async fn begin(server: &Server) -> Result<Self, PostgresError> {
+        let session = server.connect(server.maintenance()).await?;
+        let version = catalog::version(server, &session).await?;
+        let tools_dir = server.config.tools_dir.as_deref();
+        let tools = Tools::find(tools_dir, "pg_dump", version.major).await?;
+        Tools::find(tools_dir, "pg_dumpall", version.major).await?;
+        let role = catalog::role(&session).await?;
+        let listed = catalog::databases(&session).await?;
+        let (names, closed) = catalog::choose(&listed, &server.config.databases, &server.name())?;
+        let mut uncovered: Vec<String> =
+            closed.iter().map(|name| format!("database `{name}`, which accepts no connections")).collect();
+        if !role.reads_passwords {
+            uncovered.push(format!("passwords of roles, which role `{}` may not read", role.name));
+        }
+        let cut_at = Timestamp::now();
+        let mut databases = Vec::with_capacity(names.len());
+        for (n, name) in names.iter().enumerate() {
+            databases.push(hold(server, name, format!("databases/{n}"), &role.name).await?);
+        }
+        Ok(Self { server: server.clone(), tools, version, reads_passwords: role.reads_passwords, databases, uncovered, cut_at })
+    }
+}
+
+/// Takes one database's snapshot; starts over when a relation changed under it.
+async fn hold(server: &Server, name: &str, folder: String, role: &str) -> Result<HeldDatabase, PostgresError> {
+    let mut last = String::new();
+    for attempt in 1..=ATTEMPTS {
+        match try_hold(server, name, folder.clone(), role).await? {
+            Attempt::Held(held) => return Ok(*held),
+            Attempt::Changed(relation) => {
+                tracing::info!("{relation} in database `{name}` changed while it was locked; attempt {attempt} of {ATTEMPTS}");
+                last = relation;
+            }
+        }
+    }
+    Err(PostgresError::Changed { relation: last, database: name.to_owned(), attempts: ATTEMPTS })
+}
+
+async fn try_hold(server: &Server, name: &str, folder: String, role: &str) -> Result<Attempt, PostgresError> {
+    let holder = server.connect(name).await?;
+    holder
+        .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        .await
+        .map_err(query("beginning the snapshot's transaction"))?;
+    let row = holder
+        .query_one(
+            "SELECT pg_catalog.pg_export_snapshot(), (CASE WHEN pg_catalog.pg_is_in_recovery() \
+             THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END)::text",
+            &[],
+        )
+        .await
+        .map_err(query(format!("exporting the snapshot of database `{name}`")))?;
+    let cut_at = Timestamp::now();
+    let relations = catalog::relations(&holder).await?;
+    if let Some(what) = catalog::not_supported(&holder, &relations).await? {
+        return Err(PostgresError::NotSupported { database: name.to_owned(), what });
+    }
+    // The content of a materialized view is made anew by its query: nothing of it is read.
+    let unreadable: Vec<String> = relations
+        .iter()
+        .filter(|relation| !relation.readable && relation.kind != RelationKind::MaterializedView)
+        .map(Relation::shown)
+        .collect();
+    if !unreadable.is_empty() {
+        return Err(PostgresError::Unreadable {
+            role: role.to_owned(),
+            database: name.to_owned(),
+            total: unreadable.len(),
+            names: unreadable.into_iter().take(5).collect(),
+        });
+    }
+    let lockable: Vec<&Relation> = relations
+        .iter()
+        .filter(|relation| matches!(relation.kind, RelationKind::Table | RelationKind::Partitioned))
+        .collect();
+    if let Some(gone) = lock(&holder, &lockable, server.config.lock_timeout).await? {
+        return Ok(Attempt::Changed(gone));
+    }
+    if let Some(changed) = catalog::changed_since(&holder).await? {
+        return Ok(Attempt::Changed(changed));
+    }
+    let Properties { encoding, extensions, tablespaces, objects } = catalog::properties(&holder).await?;
+    let detail = DatabaseDetail {
+        name: name.to_owned(),
+        folder,
+        row_settings: connect::row_settings(&encoding),
+        encoding,
+        cut_at,
+        snapshot: row.get(0),
+        lsn: row.get(1),
+        tables: lockable.len() as u64,
+        objects,
+        extensions,
+        tablespaces,
+    };
+    Ok(Attempt::Held(Box::new(HeldDatabase { detail, holder, relations })))
+}
+
+/// ACCESS SHARE on every table, before anything is read. Returns a relation that was dropped meanwhile.
+async fn lock(holder: &Session, tables: &[&Relation], timeout: Duration) -> Result<Option<String>, PostgresError> {
+    let set = format!("SET LOCAL lock_timeout = '{}ms'", timeout.as_millis());
+    holder.batch_execute(&set).await.map_err(query("setting the lock timeout"))?;
+    for batch in tables.chunks(LOCK_BATCH) {
+        let names: Vec<String> = batch.iter().map(|table| table.sql()).collect();
+        let statement = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", names.join(", ONLY "));
+        if let Err(error) = holder.batch_execute(&statement).await {
+            if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) {
+                return Ok(Some(error.as_db_error().map_or_else(|| "a table".to_owned(), |db| db.message().to_owned())));
+            }
+            let shown: Vec<String> = batch.iter().map(|table| table.shown()).collect();
+            let what = format!(
+                "locking {} of database `{}` against changes",
+                crate::report::list(&shown, 5),
+                holder.database
+            );
+            return Err(query(what)(error));
+        }
+    }
+    holder.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(query("setting the lock timeout"))?;
+    Ok(None)
+}
+
+#[async_trait]
+impl Capture for PostgresCapture {
+    fn cut(&self) -> Cut {
+        let anchors = self.databases.iter().map(|held| {
+            json!({"database": held.detail.name, "at": held.detail.cut_at, "lsn": held.detail.lsn, "snapshot": held.detail.snapshot})
+        });
+        Cut { at: self.cut_at, anchor: anchors.collect() }
+    }
+
+    async fn transfer(self: Box<Self>, into: &SnapshotWriter) -> Result<Captured, SourceError> {
+        into.progress().set_phase("roles");
+        self.globals(into).await?;
+        for held in &self.databases {
+            into.progress().set_phase(format!("definitions of {}", held.detail.name));
+            self.definitions(held, into).await?;
+            into.progress().set_phase(format!("rows of {}", held.detail.name));
+            self.rows(held, into).await?;
+            // Not before the end: sequences may be ahead of the snapshot, never behind.
+            sequences(held, into).await?;
+            // An error that the server had for the holder all along must not go unnoticed.
+            held.holder.batch_execute("COMMIT").await.map_err(query("ending the snapshot's transaction"))?;
+        }
+        let detail = SnapshotDetail {
+            server_version: self.version.text.clone(),
+            major: self.version.major,
+            pg_dump: self.tools.version.clone(),
+            databases: self.databases.iter().map(|held| held.detail.clone()).collect(),
+        };
+        let empty = detail.databases.iter().all(|database| database.tables == 0);
+        let detail = serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
+        Ok(Captured { detail, uncovered: self.uncovered, empty })
+    }
+}
+
+impl PostgresCapture {
+    async fn globals(&self, into: &SnapshotWriter) -> Result<(), SourceError> {
+        let program = self.tools.command("pg_dumpall", &self.server, self.server.maintenance())?;
+        let restrict = restrict_argument(&self.tools, into).await?;
+        let mut args = vec!["--globals-only", "--no-password", "--encoding=UTF8", "--database"];
+        args.push(self.server.maintenance());
+        if !self.reads_passwords {
+            args.push("--no-role-passwords");
+        }
+        let mut writer = into.artifact(GLOBALS, Format::Sql).await?;
+        program.args(args).args(restrict).run_into("the server's roles", &mut writer).await?;
+        writer.finish(serde_json::Value::Null).await?;
+        Ok(())
+    }
+
+    /// DDL by `pg_dump`, on the exported snapshot.
+    async fn definitions(&self, held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), SourceError> {
+        let detail = &held.detail;
+        let restrict = restrict_argument(&self.tools, into).await?;
+        let common = || {
+            let snapshot = format!("--snapshot={}", detail.snapshot);
+            let timeout = format!("--lock-wait-timeout={}", self.server.config.lock_timeout.as_millis());
+            let program = self.tools.command("pg_dump", &self.server, &detail.name)?;
+            Ok::<_, PostgresError>(program.args(["--no-password", &snapshot, &timeout]).args(restrict.clone()))
+        };
+        for (section, path) in [("pre-data", detail.pre_data_sql()), ("post-data", detail.post_data_sql())] {
+            let mut writer = into.artifact(path, Format::Sql).await?;
+            let what = format!("the {section} definitions of database `{}`", detail.name);
+            common()?.args([format!("--section={section}")]).run_into(&what, &mut writer).await?;
+            writer.finish(serde_json::Value::Null).await?;
+        }
+        // With every schema left out, `--create` still says all that there is to say of the database itself.
+        let what = format!("the properties of database `{}`", detail.name);
+        let printed = common()?
+            .args(["--create", "--schema-only", "--encoding=UTF8", "--exclude-schema=*"])
+            .output(&what, MOST_PROPERTIES)
+            .await?;
+        let printed = String::from_utf8_lossy(&printed);
+        let mut properties = String::new();
+        for statement in sql::statements(&printed).iter().filter(|statement| statement.is_on_database(&detail.name)) {
+            properties.push_str(statement.text);
+            properties.push_str(";\n");
+        }
+        let mut writer = into.artifact(detail.properties_sql(), Format::Sql).await?;
+        writer.write(properties.as_bytes()).await?;
+        writer.finish(serde_json::Value::Null).await?;
+        Ok(())
+    }
+
+    /// Rows of every table, largest first, by several connections on one snapshot.
+    async fn rows(&self, held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), SourceError> {
+        let mut tables: Vec<&Relation> =
+            held.relations.iter().filter(|relation| relation.kind == RelationKind::Table).collect();
+        tables.sort_by_key(|table| std::cmp::Reverse(table.size));
+        let queue = Mutex::new(VecDeque::from(tables));
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let worker = async || {
+            let Some(mut table) = next() else { return Ok(Vec::new()) };
+            let mut left = Vec::new();
+            let session = self.server.connect_for_rows(&held.detail.name, &held.detail.row_settings).await?;
+            let import = format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+                sql::literal(&held.detail.snapshot)
+            );
+            session.batch_execute(&import).await.map_err(query("importing the snapshot"))?;
+            loop {
+                // Someone who waits for an exclusive lock waits for the holder, and whoever asks after him waits for him:
+                // for ever. The holder has its lock already and reads such a table itself.
+                let lock = format!("SAVEPOINT l; LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", table.sql());
+                match session.batch_execute(&lock).await {
+                    Ok(()) => copy_out(&session, table, into).await?,
+                    Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                        session.batch_execute("ROLLBACK TO l").await.map_err(query("going back to a savepoint"))?;
+                        left.push(table);
+                    }
+                    Err(error) => return Err(query(format!("locking {}", table.shown()))(error).into()),
+                }
+                match next() {
+                    Some(following) => table = following,
+                    None => break,
+                }
+            }
+            session.batch_execute("COMMIT").await.map_err(query("ending a worker's transaction"))?;
+            Ok::<_, SourceError>(left)
+        };
+        let left = try_join_all((0..self.server.config.workers).map(|_| worker())).await;
+        // A writer's error may only be an echo of what went wrong with a part.
+        let left = left.map_err(|error| into.failure().map_or(error, SourceError::Pipeline))?;
+        if left.iter().all(Vec::is_empty) {
+            return Ok(());
+        }
+        let settings = held.detail.row_settings.join("; ");
+        held.holder.batch_execute(&settings).await.map_err(query("pinning the settings of rows"))?;
+        for table in left.into_iter().flatten() {
+            copy_out(&held.holder, table, into).await?;
+        }
+        Ok(())
+    }
+}
+
+/// `--restrict-key`, where this `pg_dump` has it (from 14.19, 15.14, 16.10, 17.6 and 18 on).
+async fn restrict_argument(tools: &Tools, into: &SnapshotWriter) -> Result<Option<String>, PostgresError> {
+    Ok(tools.knows_restrict_key().await?.then(|| format!("--restrict-key={}", into.restrict_key())))
+}
+
+async fn copy_out(session: &Session, table: &Relation, into: &SnapshotWriter) -> Result<(), SourceError> {
+    let target = copy_target(&table.schema, &table.name, &table.columns);
+    let detail = TableDetail {
+        database: session.database.clone(),
+        schema: table.schema.clone(),
+        table: table.name.clone(),
+        copy: format!("COPY {target} FROM STDIN"),
+    };
+    let failed = || query(format!("reading {} of database `{}`", table.shown(), session.database));
+    let path = format!("tables/{}/{}", sql::ident(&session.database), table.shown());
+    let mut writer = into.artifact(path, Format::CopyText).await?;
+    let rows = session.copy_out(&format!("COPY {target} TO STDOUT")).await.map_err(failed())?;
+    let mut rows = std::pin::pin!(rows);
+    while let Some(chunk) = rows.try_next().await.map_err(failed())? {
+        writer.write(&chunk).await?;
+    }
+    let detail = serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
+    let (_, fingerprint) = writer.finish(detail).await?;
+    match fingerprint {
+        Some(_) => Ok(()),
+        None => Err(PostgresError::TornRows { table: table.shown() }.into()),
+    }
+}
+
+/// Positions of sequences as statements, so that they can be set by hand, and as values.
+async fn sequences(held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), SourceError> {
+    let names: Vec<(String, String)> = held
+        .relations
+        .iter()
+        .filter(|relation| relation.kind == RelationKind::Sequence)
+        .map(|relation| (relation.schema.clone(), relation.name.clone()))
+        .collect();
+    let positions = catalog::sequence_positions(&held.holder, &names).await?;
+    let mut text = String::new();
+    for position in &positions {
+        let name = sql::literal(&sql::qualified(&position.schema, &position.name));
+        text.push_str(&format!("SELECT pg_catalog.setval({name}, {}, {});\n", position.last_value, position.is_called));
+    }
+    let mut writer = into.artifact(held.detail.sequences_sql(), Format::Sql).await?;
+    writer.write(text.as_bytes()).await?;
+    let detail = serde_json::to_value(positions).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
+    writer.finish(detail).await?;
+    Ok(())
+}

@@ -1,0 +1,411 @@
+//! What a server and a database hold, as the system catalogs tell it.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    connect::{Server, Session},
+    error::{PostgresError, query},
+    sql,
+};
+use crate::config::NamePattern;
+
+/// Supported major versions.
+const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
+
+/// `15`, and `15.18 (Debian …)` as the server says it.
+#[derive(Clone, Debug)]
+pub(super) struct Version {
+    pub(super) major: u32,
+    pub(super) text: String,
+}
+
+/// The server's version; an error where it is not supported.
+pub(super) async fn version(server: &Server, session: &Session) -> Result<Version, PostgresError> {
+    let row = session
+        .query_one("SELECT current_setting('server_version_num')::int4, current_setting('server_version')", &[])
+        .await
+        .map_err(query("reading the server's version"))?;
+    let (number, text): (i32, String) = (row.get(0), row.get(1));
+    let major = u32::try_from(number / 10_000).unwrap_or(0);
+    if MAJORS.contains(&major) {
+        return Ok(Version { major, text });
+    }
+    Err(PostgresError::Version { server: server.name(), version: text })
+}
+
+/// The role and what it may do to a whole server.
+#[derive(Clone, Debug)]
+pub(super) struct Role {
+    pub(super) name: String,
+    pub(super) superuser: bool,
+    pub(super) create_database: bool,
+    /// May it read `pg_authid`, where passwords are?
+    pub(super) reads_passwords: bool,
+}
+
+pub(super) async fn role(session: &Session) -> Result<Role, PostgresError> {
+    let row = session
+        .query_one(
+            "SELECT current_user::text, rolsuper, rolcreatedb, pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT') \
+             FROM pg_catalog.pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await
+        .map_err(query("reading the role's rights"))?;
+    Ok(Role { name: row.get(0), superuser: row.get(1), create_database: row.get(2), reads_passwords: row.get(3) })
+}
+
+/// A database of a server's list.
+#[derive(Clone, Debug)]
+pub(super) struct ListedDatabase {
+    pub(super) name: String,
+    pub(super) accepts_connections: bool,
+}
+
+/// Every database but `template0` and `template1`.
+pub(super) async fn databases(session: &Session) -> Result<Vec<ListedDatabase>, PostgresError> {
+    let rows = session
+        .query(
+            "SELECT datname::text, datallowconn FROM pg_catalog.pg_database \
+             WHERE datname NOT IN ('template0', 'template1') ORDER BY 1",
+            &[],
+        )
+        .await
+        .map_err(query("listing databases"))?;
+    Ok(rows.iter().map(|row| ListedDatabase { name: row.get(0), accepts_connections: row.get(1) }).collect())
+}
+
+/// Which databases the patterns mean, and which of those were left out because they take no connections.
+///
+/// Nothing found is not fine: a name that is not there and a pattern that fits none are errors.
+pub(super) fn choose(
+    listed: &[ListedDatabase],
+    patterns: &[NamePattern],
+    server: &str,
+) -> Result<(Vec<String>, Vec<String>), PostgresError> {
+    for pattern in patterns {
+        let fits = || listed.iter().filter(|database| pattern.matches(&database.name));
+        match fits().next() {
+            None if pattern.is_literal() => {
+                return Err(PostgresError::NoSuchDatabase {
+                    database: pattern.as_str().to_owned(),
+                    server: server.to_owned(),
+                });
+            }
+            Some(database) if pattern.is_literal() && !database.accepts_connections => {
+                return Err(PostgresError::ClosedDatabase {
+                    database: database.name.clone(),
+                    server: server.to_owned(),
+                });
+            }
+            _ if !fits().any(|database| database.accepts_connections) => {
+                return Err(PostgresError::NoMatch {
+                    pattern: pattern.as_str().to_owned(),
+                    server: server.to_owned(),
+                });
+            }
+            _ => {}
+        }
+    }
+    let meant = listed.iter().filter(|database| patterns.iter().any(|pattern| pattern.matches(&database.name)));
+    let (open, closed): (Vec<_>, Vec<_>) = meant.partition(|database| database.accepts_connections);
+    let names = |list: Vec<&ListedDatabase>| list.into_iter().map(|database| database.name.clone()).collect();
+    Ok((names(open), names(closed)))
+}
+
+/// What a relation is, as far as a capture cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RelationKind {
+    Table,
+    Partitioned,
+    Sequence,
+    MaterializedView,
+    Foreign,
+}
+
+/// A relation of the user's: not of the system, not temporary, not a member of an extension.
+#[derive(Clone, Debug)]
+pub(super) struct Relation {
+    pub(super) oid: u32,
+    pub(super) kind: RelationKind,
+    pub(super) schema: String,
+    pub(super) name: String,
+    /// Columns that COPY carries: no dropped, no generated ones.
+    pub(super) columns: Vec<String>,
+    /// Heap, TOAST and maps, in bytes; 0 where it vanished meanwhile.
+    pub(super) size: u64,
+    /// May the role read all of it?
+    pub(super) readable: bool,
+}
+
+impl Relation {
+    pub(super) fn sql(&self) -> String {
+        sql::qualified(&self.schema, &self.name)
+    }
+
+    /// For people and paths: quoted only where it must be, so that two relations never read the same.
+    pub(super) fn shown(&self) -> String {
+        shown(&self.schema, &self.name)
+    }
+}
+
+/// `schema.name`, with quotes where PostgreSQL would need them.
+pub(super) fn shown(schema: &str, name: &str) -> String {
+    let plain = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    let part = |text: &str| if plain(text) { text.to_owned() } else { sql::ident(text) };
+    format!("{}.{}", part(schema), part(name))
+}
+
+/// Which relations are the user's. `$1` is nothing; `c` and `n` are in scope behind it.
+const USERS: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
+     AND n.nspname !~ '^pg_(temp|toast_temp)_' AND c.relpersistence <> 't' \
+     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// Every relation of the database that a capture cares for, in the session's snapshot.
+pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, PostgresError> {
+    let failed = || query(format!("listing the relations of database `{}`", session.database));
+    let columns = session
+        .query(
+            "SELECT a.attrelid, pg_catalog.array_agg(a.attname::text ORDER BY a.attnum) \
+             FROM pg_catalog.pg_attribute a WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' GROUP BY 1",
+            &[],
+        )
+        .await
+        .map_err(failed())?;
+    let mut columns: HashMap<u32, Vec<String>> = columns.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let rows = session
+        .query(
+            &format!(
+                "SELECT c.oid, c.relkind::text, n.nspname::text, c.relname::text, \
+                 coalesce(pg_catalog.pg_table_size(c.oid), 0), \
+                 pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') \
+                     AND NOT pg_catalog.row_security_active(c.oid) \
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f') AND {USERS} ORDER BY 3, 4"
+            ),
+            &[],
+        )
+        .await
+        .map_err(failed())?;
+    let mut relations = Vec::with_capacity(rows.len());
+    for row in rows {
+        let kind: String = row.get(1);
+        let oid = row.get(0);
+        // A right that cannot be told, since the relation is gone, is judged when it is locked.
+        let readable: Option<bool> = row.get(5);
+        relations.push(Relation {
+            oid,
+            kind: match kind.as_str() {
+                "r" => RelationKind::Table,
+                "p" => RelationKind::Partitioned,
+                "S" => RelationKind::Sequence,
+                "m" => RelationKind::MaterializedView,
+                _ => RelationKind::Foreign,
+            },
+            schema: row.get(2),
+            name: row.get(3),
+            columns: columns.remove(&oid).unwrap_or_default(),
+            size: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
+            readable: readable.unwrap_or(true),
+        });
+    }
+    Ok(relations)
+}
+
+/// The first relation that is no longer what the snapshot saw: truncated, rewritten or dropped since.
+///
+/// TRUNCATE and rewriting ALTER TABLE are not MVCC-safe (PostgreSQL documentation, 13.6): an older snapshot finds the table empty.
+/// `pg_class` is read in the snapshot, `pg_relation_filenode` looks at what is there now.
+pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, PostgresError> {
+    let row = session
+        .query_opt(
+            &format!(
+                "SELECT n.nspname::text, c.relname::text \
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind = 'r' AND {USERS} \
+                 AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) LIMIT 1"
+            ),
+            &[],
+        )
+        .await
+        .map_err(query(format!("looking for rewritten tables in database `{}`", session.database)))?;
+    Ok(row.map(|row| shown(row.get(0), row.get(1))))
+}
+
+/// What the database holds that this version does not capture, in words.
+pub(super) async fn not_supported(session: &Session, relations: &[Relation]) -> Result<Option<String>, PostgresError> {
+    let failed = || query(format!("looking for large objects and extensions in database `{}`", session.database));
+    let row = session
+        .query_one("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata", &[])
+        .await
+        .map_err(failed())?;
+    let large_objects = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+    if large_objects > 0 {
+        return Ok(Some(crate::report::count(large_objects, "large object")));
+    }
+    let row = session
+        .query_opt(
+            "SELECT extname::text FROM pg_catalog.pg_extension \
+             WHERE extconfig IS NOT NULL AND pg_catalog.cardinality(extconfig) > 0 ORDER BY 1 LIMIT 1",
+            &[],
+        )
+        .await
+        .map_err(failed())?;
+    if let Some(row) = row {
+        let name: String = row.get(0);
+        return Ok(Some(format!("configuration tables of extension `{name}`")));
+    }
+    let foreign = relations.iter().find(|relation| relation.kind == RelationKind::Foreign);
+    Ok(foreign.map(|relation| format!("foreign table {}", relation.shown())))
+}
+
+/// An extension.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Extension {
+    pub(super) name: String,
+    pub(super) version: String,
+}
+
+/// What a database is, beside its relations.
+#[derive(Clone, Debug)]
+pub(super) struct Properties {
+    pub(super) encoding: String,
+    pub(super) extensions: Vec<Extension>,
+    /// Tablespaces other than the default ones that it uses.
+    pub(super) tablespaces: Vec<String>,
+    /// Relations, functions and types of the user's, and extensions beside `plpgsql`.
+    pub(super) objects: u64,
+}
+
+pub(super) async fn properties(session: &Session) -> Result<Properties, PostgresError> {
+    let failed = || query(format!("reading the properties of database `{}`", session.database));
+    let row = session
+        .query_one(
+            &format!(
+                "SELECT pg_catalog.pg_encoding_to_char(encoding)::text, \
+                 (SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE {USERS}) \
+                 + (SELECT count(*) FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+                    WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND p.oid >= 16384) \
+                 + (SELECT count(*) FROM pg_catalog.pg_type t WHERE t.oid >= 16384) \
+                 + (SELECT count(*) FROM pg_catalog.pg_extension WHERE extname <> 'plpgsql') \
+                 + (SELECT count(*) FROM pg_catalog.pg_namespace WHERE oid >= 16384 AND nspname !~ '^pg_') \
+                 FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
+            ),
+            &[],
+        )
+        .await
+        .map_err(failed())?;
+    let extensions = session
+        .query("SELECT extname::text, extversion FROM pg_catalog.pg_extension ORDER BY 1", &[])
+        .await
+        .map_err(failed())?;
+    let tablespaces = session
+        .query(
+            "SELECT spcname::text FROM pg_catalog.pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global') \
+             AND (oid IN (SELECT reltablespace FROM pg_catalog.pg_class) \
+                  OR oid = (SELECT dattablespace FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())) \
+             ORDER BY 1",
+            &[],
+        )
+        .await
+        .map_err(failed())?;
+    Ok(Properties {
+        encoding: row.get(0),
+        objects: u64::try_from(row.get::<_, i64>(1)).unwrap_or(0),
+        extensions: extensions.iter().map(|row| Extension { name: row.get(0), version: row.get(1) }).collect(),
+        tablespaces: tablespaces.iter().map(|row| row.get(0)).collect(),
+    })
+}
+
+/// How many tables of the user's a database holds, now.
+pub(super) async fn table_count(session: &Session) -> Result<u64, PostgresError> {
+    let row = session
+        .query_one(
+            &format!(
+                "SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p', 'm', 'f') AND {USERS}"
+            ),
+            &[],
+        )
+        .await
+        .map_err(query(format!("counting the tables of database `{}`", session.database)))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// A sequence's position.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SequencePosition {
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) last_value: i64,
+    pub(super) is_called: bool,
+}
+
+/// Positions of sequences, as they are now: sequences are outside of snapshots, so that read after one they are ahead or equal.
+pub(super) async fn sequence_positions(
+    session: &Session,
+    sequences: &[(String, String)],
+) -> Result<Vec<SequencePosition>, PostgresError> {
+    let mut positions = Vec::with_capacity(sequences.len());
+    for group in sequences.chunks(200) {
+        let selects: Vec<String> = group
+            .iter()
+            .map(|(schema, name)| format!("SELECT last_value, is_called FROM {}", sql::qualified(schema, name)))
+            .collect();
+        // One row each, in the order of the list: UNION ALL of single rows keeps it only with a number of its own.
+        let numbered: Vec<String> =
+            selects.iter().enumerate().map(|(n, select)| format!("SELECT {n} AS n, s.* FROM ({select}) s")).collect();
+        let rows = session
+            .query(&format!("{} ORDER BY n", numbered.join(" UNION ALL ")), &[])
+            .await
+            .map_err(query(format!("reading sequences of database `{}`", session.database)))?;
+        for ((schema, name), row) in group.iter().zip(rows) {
+            positions.push(SequencePosition {
+                schema: schema.clone(),
+                name: name.clone(),
+                last_value: row.get(1),
+                is_called: row.get(2),
+            });
+        }
+    }
+    Ok(positions)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_not_there_is_never_fine() {
+        let listed: Vec<_> = [("altlas", true), ("closed", false), ("postgres", true)]
+            .map(|(name, accepts_connections)| ListedDatabase { name: name.into(), accepts_connections })
+            .into();
+        let choose = |patterns: &[&str]| {
+            let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(p).unwrap()).collect();
+            choose(&listed, &patterns, "host:5432")
+        };
+        let (open, closed) = choose(&["*"]).unwrap();
+        assert_eq!(open, ["altlas", "postgres"]);
+        assert_eq!(closed, ["closed"]);
+        assert_eq!(choose(&["alt*", "altlas"]).unwrap().0, ["altlas"]);
+        assert!(matches!(choose(&["altlas_db"]), Err(PostgresError::NoSuchDatabase { .. })));
+        assert!(matches!(choose(&["altlas", "app*"]), Err(PostgresError::NoMatch { .. })));
+        assert!(matches!(choose(&["closed"]), Err(PostgresError::ClosedDatabase { .. })));
+        assert!(matches!(choose(&["clos*"]), Err(PostgresError::NoMatch { .. })));
+    }
+
+    #[test]
+    fn no_two_relations_read_the_same() {
+        assert_eq!(shown("public", "last_files"), "public.last_files");
+        assert_eq!(shown("a.b", "c"), "\"a.b\".c");
+        assert_eq!(shown("a", "b.c"), "a.\"b.c\"");
+        assert_eq!(shown("Public", "x\"y"), "\"Public\".\"x\"\"y\"");
+    }
+}

@@ -1,0 +1,119 @@
+//! PostgreSQL 14 to 18, logically: roles, definitions by `pg_dump`, rows by COPY with fingerprints.
+//!
+//! Way of the bytes: [`capture`] (snapshot, locks, rows out) and [`restore`] (plan) → [`build`] (a database under a temporary name,
+//! compared with what was captured) → [`swap`] (renames in one transaction).
+
+mod build;
+mod capture;
+mod catalog;
+mod connect;
+mod error;
+mod restore;
+mod roles;
+mod sql;
+mod swap;
+mod tools;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+
+use self::{
+    capture::PostgresCapture,
+    catalog::RelationKind,
+    connect::Server,
+    tools::Tools,
+};
+use super::{Capture, Finding, Level, Restore, RestoreRequest, Source, SourceError};
+use crate::{config::PostgresConfig, pipeline::SnapshotReader, report};
+
+pub use self::error::PostgresError;
+
+/// The kind's name in configurations and manifests.
+pub const KIND: &str = "postgres";
+
+/// A PostgreSQL server.
+pub struct PostgresSource {
+    server: Server,
+}
+
+impl PostgresSource {
+    /// The server that `config` describes.
+    pub fn new(config: PostgresConfig, password: Option<SecretString>) -> Self {
+        Self { server: Server::new(config, password) }
+    }
+
+    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), PostgresError> {
+        let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
+        let server = &self.server;
+        let session = server.connect(server.maintenance()).await?;
+        let version = catalog::version(server, &session).await?;
+        let role = catalog::role(&session).await?;
+        add(Level::Ok, format!("{} is PostgreSQL {}, reached as role `{}`", server.name(), version.text, role.name));
+        let tools = Tools::find(server.config.tools_dir.as_deref(), "pg_dump", version.major).await?;
+        Tools::find(server.config.tools_dir.as_deref(), "pg_dumpall", version.major).await?;
+        add(Level::Ok, format!("`pg_dump` {} fits the server", tools.version));
+        if !role.reads_passwords {
+            add(Level::Warning, format!("role `{}` cannot read passwords of roles: they are not backed up", role.name));
+        }
+        let listed = catalog::databases(&session).await?;
+        let (names, closed) = catalog::choose(&listed, &server.config.databases, &server.name())?;
+        for name in closed {
+            add(Level::Warning, format!("database `{name}` accepts no connections and is not backed up"));
+        }
+        let mut tables = 0;
+        for name in &names {
+            let session = server.connect(name).await?;
+            let relations = catalog::relations(&session).await?;
+            if let Some(what) = catalog::not_supported(&session, &relations).await? {
+                return Err(PostgresError::NotSupported { database: name.clone(), what });
+            }
+            let unreadable: Vec<String> = relations
+                .iter()
+                .filter(|relation| !relation.readable && relation.kind != RelationKind::MaterializedView)
+                .map(catalog::Relation::shown)
+                .collect();
+            if !unreadable.is_empty() {
+                let total = unreadable.len();
+                let names = unreadable.into_iter().take(5).collect();
+                return Err(PostgresError::Unreadable { role: role.name, database: name.clone(), names, total });
+            }
+            let of_kind = |kind| relations.iter().filter(|relation| relation.kind == kind).count() as u64;
+            tables += of_kind(RelationKind::Table);
+            let size = relations.iter().map(|relation| relation.size).sum();
+            let text = format!(
+                "database `{name}`: {}, {}, {} on disk",
+                report::count(of_kind(RelationKind::Table), "table"),
+                report::count(of_kind(RelationKind::Sequence), "sequence"),
+                report::bytes(size)
+            );
+            add(Level::Ok, text);
+        }
+        match tables {
+            0 => Err(PostgresError::Empty { server: server.name(), databases: names }),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for PostgresSource {
+    async fn check(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Err(error) = self.findings(&mut findings).await {
+            findings.push(Finding { level: Level::Problem, text: error.to_string(), hint: error.hint() });
+        }
+        findings
+    }
+
+    async fn cut(&self) -> Result<Box<dyn Capture>, SourceError> {
+        Ok(Box::new(PostgresCapture::begin(&self.server).await?))
+    }
+
+    async fn plan_restore(
+        &self,
+        snapshot: SnapshotReader,
+        request: &RestoreRequest,
+    ) -> Result<Box<dyn Restore>, SourceError> {
+        Ok(Box::new(restore::plan(&self.server, snapshot, request).await?))
+    }
+}

@@ -1,0 +1,369 @@
+//! Restore: the plan, and the order of its execution. Nothing that exists is touched before everything new was built and compared.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    build::{self, Build},
+    capture::{DatabaseDetail, GLOBALS, SnapshotDetail},
+    catalog,
+    connect::{Server, Session},
+    error::{PostgresError, query},
+    roles::{self, RolePlan},
+    sql,
+    swap::{self, Swap},
+    tools::Tools,
+};
+use crate::{
+    pipeline::SnapshotReader,
+    report,
+    source::{Refusal, Restore, RestorePlan, RestoreRequest, Restored, SourceError},
+};
+
+/// The longest globals.sql, in bytes.
+const MOST_GLOBALS: u64 = 64 * 1024 * 1024;
+/// Bytes in a name (NAMEDATALEN - 1).
+const MOST_NAME: usize = 63;
+
+/// `base` and `suffix` within the length of a name, cut on a character.
+fn name_with(base: &str, suffix: &str) -> String {
+    let mut room = MOST_NAME.saturating_sub(suffix.len()).min(base.len());
+    while !base.is_char_boundary(room) {
+        room -= 1;
+    }
+    format!("{}{suffix}", &base[..room])
+}
+
+/// A name that the server does not have yet.
+fn free_name(base: &str, what: &str, tail: &str, taken: &HashSet<String>) -> String {
+    let first = name_with(base, &format!("_{what}_{tail}"));
+    if !taken.contains(&first) {
+        return first;
+    }
+    (2..).map(|n: u32| name_with(base, &format!("_{what}_{tail}_{n}"))).find(|name| !taken.contains(name)).unwrap_or(first)
+}
+
+/// A planned restore of PostgreSQL.
+pub(super) struct PostgresRestore {
+    server: Server,
+    snapshot: SnapshotReader,
+    plan: RestorePlan,
+    roles: RolePlan,
+    builds: Vec<Build>,
+    /// The database to connect to for what concerns several: none of those that are renamed.
+    maintenance: String,
+    psql: Tools,
+}
+
+/// Looks at the target and writes the plan.
+pub(super) async fn plan(
+    server: &Server,
+    snapshot: SnapshotReader,
+    request: &RestoreRequest,
+) -> Result<PostgresRestore, SourceError> {
+    let detail: SnapshotDetail = serde_json::from_value(snapshot.detail().clone())
+        .map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
+    let chosen = choose(&detail, request)?;
+    let session = server.connect(server.maintenance()).await?;
+    let version = catalog::version(server, &session).await?;
+    let psql = Tools::find_psql(server.config.tools_dir.as_deref(), version.major).await?;
+    let target = Target::look(&session).await?;
+    let mut plan = RestorePlan { target: server.config.endpoint.to_string(), ..RestorePlan::default() };
+    let mut refuse = |what: String, hint: &str| plan.refusals.push(Refusal { what, hint: hint.to_owned() });
+
+    if detail.major > version.major {
+        refuse(
+            format!("the snapshot is of PostgreSQL {}, the target of {}", detail.server_version, version.text),
+            "restore into a server of the same or a newer major version",
+        );
+    }
+    let role = catalog::role(&session).await?;
+    if !(role.superuser || role.create_database) {
+        refuse(format!("role `{}` may not create databases", role.name), "give it CREATEDB, or restore as a superuser");
+    }
+    let existing = roles::existing(&session).await?;
+    let globals = snapshot.text(snapshot.artifact(GLOBALS)?, MOST_GLOBALS).await?;
+    let roles = roles::plan(&globals, &existing);
+    if !roles.create.is_empty() {
+        plan.steps.push(format!("create {}: {}", report::count(roles.create.len() as u64, "role"), report::list(&roles.create, 10)));
+    }
+    if !roles.kept.is_empty() {
+        plan.notes.push(format!("roles that exist are left as they are: {}", report::list(&roles.kept, 10)));
+    }
+
+    let mut builds = Vec::new();
+    let tail = snapshot.tail();
+    let mut taken = target.databases.clone();
+    for (database, to) in chosen {
+        if database.objects == 0 && database.name == "postgres" && to == "postgres" {
+            plan.notes.push("database `postgres` held nothing; the target's is left as it is".to_owned());
+            continue;
+        }
+        for missing in database.extensions.iter().filter(|extension| !target.extensions.contains(&extension.name)) {
+            refuse_into(
+                &mut plan,
+                format!("database `{}` needs extension `{}`, which the target does not have", database.name, missing.name),
+                "install the extension's package on the target server",
+            );
+        }
+        for missing in database.tablespaces.iter().filter(|name| !target.tablespaces.contains(*name)) {
+            refuse_into(
+                &mut plan,
+                format!("database `{}` uses tablespace `{missing}`, which the target does not have", database.name),
+                "create a tablespace of that name on the target",
+            );
+        }
+        let build = plan_database(server, &snapshot, database, to, &target, request, &mut taken, &tail, &mut plan).await?;
+        builds.push(build);
+    }
+    if builds.is_empty() && plan.refusals.is_empty() {
+        plan.notes.push("there is nothing to restore".to_owned());
+    }
+    let replaced: BTreeSet<&str> = builds.iter().map(|build| build.to.as_str()).collect();
+    let maintenance = [server.maintenance(), "postgres", "template1"]
+        .into_iter()
+        .find(|name| !replaced.contains(name))
+        .unwrap_or("template1")
+        .to_owned();
+    for leftover in target.databases.iter().filter(|name| name.contains("_restoring_")) {
+        plan.notes.push(format!(
+            "`{leftover}` looks like the half of a restore that was killed; to remove it: DROP DATABASE {} WITH (FORCE);",
+            sql::ident(leftover)
+        ));
+    }
+    plan.raw = builds.iter().map(|build| build.raw).sum();
+    Ok(PostgresRestore { server: server.clone(), snapshot, plan, roles, builds, maintenance, psql })
+}
+
+fn refuse_into(plan: &mut RestorePlan, what: String, hint: &str) {
+    plan.refusals.push(Refusal { what, hint: hint.to_owned() });
+}
+
+/// Which databases of the snapshot, and their new names.
+fn choose<'a>(
+    detail: &'a SnapshotDetail,
+    request: &RestoreRequest,
+) -> Result<Vec<(&'a DatabaseDetail, String)>, PostgresError> {
+    if request.databases.is_empty() {
+        return Ok(detail.databases.iter().map(|database| (database, database.name.clone())).collect());
+    }
+    let mut chosen = Vec::new();
+    for (from, to) in &request.databases {
+        let found = detail.databases.iter().find(|database| database.name == *from);
+        let database = found.ok_or_else(|| PostgresError::NotInSnapshot {
+            database: from.clone(),
+            held: detail.databases.iter().map(|database| database.name.clone()).collect(),
+        })?;
+        chosen.push((database, to.clone()));
+    }
+    Ok(chosen)
+}
+
+/// What the target has.
+struct Target {
+    databases: HashSet<String>,
+    extensions: HashSet<String>,
+    tablespaces: HashSet<String>,
+    /// Sessions, prepared transactions, subscriptions and logical slots, by database.
+    sessions: BTreeMap<String, i64>,
+    prepared: BTreeMap<String, i64>,
+    subscriptions: BTreeMap<String, i64>,
+    slots: BTreeMap<String, i64>,
+}
+
+impl Target {
+    async fn look(session: &Session) -> Result<Self, PostgresError> {
+        let names = async |statement: &str| {
+            let rows = session.query(statement, &[]).await.map_err(query("looking at the target"))?;
+            Ok::<HashSet<String>, PostgresError>(rows.iter().map(|row| row.get(0)).collect())
+        };
+        let counts = async |statement: &str| {
+            let rows = session.query(statement, &[]).await.map_err(query("looking at the target"))?;
+            Ok::<BTreeMap<String, i64>, PostgresError>(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+        };
+        Ok(Self {
+            databases: names("SELECT datname::text FROM pg_catalog.pg_database").await?,
+            extensions: names("SELECT name::text FROM pg_catalog.pg_available_extensions").await?,
+            tablespaces: names("SELECT spcname::text FROM pg_catalog.pg_tablespace").await?,
+            sessions: counts(
+                "SELECT datname::text, count(*) FROM pg_catalog.pg_stat_activity \
+                 WHERE datname IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() GROUP BY 1",
+            )
+            .await?,
+            prepared: counts("SELECT database::text, count(*) FROM pg_catalog.pg_prepared_xacts GROUP BY 1").await?,
+            // Without `subconninfo`, every role may read it.
+            subscriptions: counts(
+                "SELECT d.datname::text, count(s.subname) FROM pg_catalog.pg_subscription s \
+                 JOIN pg_catalog.pg_database d ON d.oid = s.subdbid GROUP BY 1",
+            )
+            .await?,
+            slots: counts(
+                "SELECT database::text, count(*) FROM pg_catalog.pg_replication_slots WHERE database IS NOT NULL GROUP BY 1",
+            )
+            .await?,
+        })
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "one step of `plan`, split off to fit a screen")]
+async fn plan_database(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    database: &DatabaseDetail,
+    to: String,
+    target: &Target,
+    request: &RestoreRequest,
+    taken: &mut HashSet<String>,
+    tail: &str,
+    plan: &mut RestorePlan,
+) -> Result<Build, SourceError> {
+    let temporary = free_name(&to, "restoring", tail, taken);
+    taken.insert(temporary.clone());
+    let build = Build::new(snapshot, database.clone(), to.clone(), temporary.clone())?;
+    let from = if database.name == to { String::new() } else { format!(" as `{to}`") };
+    plan.steps.push(format!(
+        "build database `{}`{from} under the name `{temporary}`: {}, {}, {}",
+        database.name,
+        report::count(build.tables.len() as u64, "table"),
+        report::count(build.rows, "row"),
+        report::bytes(build.raw)
+    ));
+    plan.steps.push("compare every table's fingerprint and every sequence with what was captured".to_owned());
+    if !target.databases.contains(&to) {
+        plan.steps.push(format!("rename `{temporary}` to `{to}`"));
+        return Ok(build);
+    }
+    let tables = match server.connect(&to).await {
+        Ok(session) => Some(catalog::table_count(&session).await?),
+        Err(error) => {
+            tracing::debug!("cannot look into `{to}`: {error}");
+            None
+        }
+    };
+    let before = free_name(&to, "before", tail, taken);
+    taken.insert(before.clone());
+    if tables != Some(0) && !request.overwrite {
+        let holds = match tables {
+            Some(n) => format!("holds {}", report::count(n, "table")),
+            None => "exists and cannot be looked into".to_owned(),
+        };
+        refuse_into(
+            plan,
+            format!("database `{to}` on the target {holds}"),
+            "--overwrite replaces it and keeps the old one under another name; --database FROM=TO restores beside it",
+        );
+    }
+    for (what, counts) in [
+        ("prepared transactions", &target.prepared),
+        ("subscriptions", &target.subscriptions),
+        ("logical replication slots", &target.slots),
+    ] {
+        if counts.get(&to).is_some_and(|n| *n > 0) {
+            refuse_into(
+                plan,
+                format!("database `{to}` has {what}, so it cannot be swapped"),
+                "end or drop them first, or restore under another name by --database FROM=TO",
+            );
+        }
+    }
+    plan.steps.push(format!("rename `{to}` to `{before}` and `{temporary}` to `{to}`, in one transaction"));
+    plan.notes.push(format!("the old `{to}` is kept as `{before}`: the target needs room for both"));
+    if let Some(n) = target.sessions.get(&to) {
+        plan.notes.push(format!("{} on `{to}` will be ended", report::count(u64::try_from(*n).unwrap_or(0), "session")));
+    }
+    Ok(Build { keep_as: Some(before), ..build })
+}
+
+#[async_trait]
+impl Restore for PostgresRestore {
+    fn plan(&self) -> &RestorePlan {
+        &self.plan
+    }
+
+    async fn execute(self: Box<Self>, cancel: &CancellationToken) -> Result<Restored, SourceError> {
+        if !self.plan.refusals.is_empty() {
+            return Err(SourceError::Refused { refusals: self.plan.refusals.clone() });
+        }
+        let done = tokio::select! {
+            done = self.run() => done,
+            () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
+        };
+        match done {
+            Ok(restored) => Ok(restored),
+            Err(error) => {
+                let left = self.clean_up().await;
+                Err(match error {
+                    SourceError::Interrupted { .. } => SourceError::Interrupted { left: Some(left) },
+                    error => SourceError::HalfRestored { error: Box::new(error), left },
+                })
+            }
+        }
+    }
+}
+
+impl PostgresRestore {
+    async fn run(&self) -> Result<Restored, SourceError> {
+        let mut restored = Restored::default();
+        let session = self.server.connect(&self.maintenance).await?;
+        roles::apply(&session, &self.roles).await?;
+        let target_major = catalog::version(&self.server, &session).await?.major;
+        for build in &self.builds {
+            build::create(&session, &self.snapshot, build).await?;
+            restored.items.extend(build::fill(&self.server, &self.snapshot, &self.psql, build, target_major).await?);
+            build::properties(&session, &self.snapshot, build).await?;
+        }
+        self.snapshot.progress().set_phase("renaming");
+        let swaps: Vec<Swap> = self.builds.iter().map(Build::swap).collect();
+        swap::swap(&self.server, &self.maintenance, &swaps).await?;
+        for swap in &swaps {
+            restored.notes.extend(swap.keep_as.as_ref().map(|kept| {
+                format!(
+                    "the old `{}` is kept as `{kept}` and accepts no connections; to remove it: DROP DATABASE {};",
+                    swap.to,
+                    sql::ident(kept)
+                )
+            }));
+        }
+        Ok(restored)
+    }
+
+    /// Removes our own half and says what is in the target now. Never touches anything but the temporary names.
+    async fn clean_up(&self) -> String {
+        let names: Vec<&str> = self.builds.iter().map(|build| build.temporary.as_str()).collect();
+        let dropped = async {
+            let session = self.server.connect(&self.maintenance).await?;
+            for name in &names {
+                let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", sql::ident(name));
+                session.batch_execute(&statement).await.map_err(query(format!("dropping `{name}`")))?;
+            }
+            Ok::<_, PostgresError>(())
+        };
+        let shown = report::list(&names, 5);
+        match tokio::time::timeout(std::time::Duration::from_secs(60), dropped).await {
+            Ok(Ok(())) => "the target's databases are as they were; what was half restored is dropped".to_owned(),
+            Ok(Err(error)) => format!(
+                "the target's databases are as they were, but the half that was restored could not be dropped ({error}): drop {shown} by hand"
+            ),
+            Err(_) => format!(
+                "the target's databases are as they were, but the half that was restored could not be dropped in time: drop {shown} by hand"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_names_fit_and_are_free() {
+        let mut taken = HashSet::new();
+        let long = "é".repeat(40);
+        let name = free_name(&long, "restoring", "k3f9qa", &taken);
+        assert!(name.len() <= 63 && name.ends_with("_restoring_k3f9qa"), "{name}");
+        taken.insert(free_name("altlas", "before", "k3f9qa", &taken));
+        assert_eq!(free_name("altlas", "before", "k3f9qa", &taken), "altlas_before_k3f9qa_2");
+    }
+}
