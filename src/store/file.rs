@@ -472,13 +472,14 @@ fn rename_new(from: &Path, to: &Path) -> Result<(), Failure> {
     match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
         Ok(()) => Ok(()),
         // The file system does not know the flag (NFS and some FUSE ones): a hard link replaces nothing either.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-            fs::hard_link(from, to)?;
-            fs::remove_file(from)?;
-            Ok(())
-        }
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => Ok(link_new(from, to)?),
         Err(errno) => Err(io::Error::from(errno).into()),
     }
+}
+
+fn link_new(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

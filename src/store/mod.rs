@@ -14,6 +14,8 @@
 //! * `put` is for keys that are unique by construction (rule R2). The folder store refuses to replace there too.
 //! * A listing that cannot be completed is an error, never a shorter list. *Nothing there* and *could not look* differ.
 //! * `delete` of a key that is not there succeeds.
+//! * The folders of a listing are those of its objects; only right after its last object was deleted may one still show
+//!   (SeaweedFS removes it a little later). Objects are what counts: nothing exists because its folder does.
 //! * Keys are of one small alphabet (`key`), so none needs quoting and none leaves the repository.
 //! * Dropping a call's future cancels it; a write that was under way may then still happen.
 //! * `now` and `last_modified` come from the same clock: the store's.

@@ -49,15 +49,22 @@ async fn both_modes_refuse_to_replace_and_leave_no_temporary() {
     assert_eq!(backend.stale_temporaries().await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn hard_links_do_where_the_rename_flag_is_unknown() {
-    let (folder, _) = store();
-    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
-    fs::write(&from, b"new").unwrap();
-    fs::write(&to, b"old").unwrap();
-    let failure = rename_new(&from, &to).unwrap_err();
-    assert_eq!(failure.system, Some(io::ErrorKind::AlreadyExists));
-    assert_eq!(fs::read(&to).unwrap(), b"old");
+#[test]
+fn neither_way_of_publishing_replaces() {
+    type Publish = fn(&Path, &Path) -> io::Result<()>;
+    let rename: Publish = |from, to| rename_new(from, to).map_err(|failure| failure.system.unwrap().into());
+    for publish in [rename, link_new] {
+        let (folder, _) = store();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        fs::write(&from, b"new").unwrap();
+        fs::write(&to, b"old").unwrap();
+        assert_eq!(publish(&from, &to).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&to).unwrap(), b"old");
+        fs::remove_file(&to).unwrap();
+        publish(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"new");
+        assert!(!from.exists());
+    }
 }
 
 #[tokio::test]

@@ -18,8 +18,8 @@ pub(super) struct Meaning {
     pub(super) detail: String,
     /// The server's code, where it sent one.
     pub(super) code: Option<String>,
-    /// A 404 that does not say what is missing: the object, the bucket, or the whole service.
-    pub(super) bare_not_found: bool,
+    /// A refusal without a code: it does not say whether the object, the bucket or the whole service is meant.
+    pub(super) bare: bool,
 }
 
 impl Meaning {
@@ -28,34 +28,27 @@ impl Meaning {
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let plain = |kind, detail| Meaning { kind, detail, code: None, bare_not_found: false };
+        let plain = |kind, detail| Meaning { kind, detail, code: None, bare: false };
         match error {
             SdkError::ServiceError(answer) => {
                 let status = answer.raw().status().as_u16();
                 // The SDK makes up a code `NotFound` for a HEAD's 404, which has no body to hold one.
                 let code = answer.err().code().filter(|code| *code != "NotFound").map(one_line);
+                if status < 300 && code.is_none() {
+                    return spoilt(status, error);
+                }
                 let mut detail = format!("{status} {}", code.as_deref().unwrap_or("without a code"));
                 if let Some(message) = answer.err().message().filter(|message| !message.is_empty()) {
                     detail = format!("{detail}: {}", one_line(message));
                 }
                 Meaning {
                     kind: of_answer(status, code.as_deref()),
-                    bare_not_found: status == 404 && !matches!(code.as_deref(), Some("NoSuchKey" | "NoSuchBucket")),
+                    bare: code.is_none() && (300..500).contains(&status),
                     detail,
                     code,
                 }
             }
-            // An answer that is none: cut short, a proxy's page, another service.
-            SdkError::ResponseError(answer) => {
-                let status = answer.raw().status().as_u16();
-                let kind = match of_answer(status, None) {
-                    // The service may have done what was asked and its answer was spoilt on the way.
-                    _ if status < 400 => Kind::Truncated,
-                    kind => kind,
-                };
-                let detail = format!("{status} with an answer that cannot be read: {}", chain_text(error));
-                Meaning { bare_not_found: status == 404, ..plain(kind, detail) }
-            }
+            SdkError::ResponseError(answer) => spoilt(answer.raw().status().as_u16(), error),
             SdkError::TimeoutError(_) => plain(Kind::TimedOut, chain_text(error)),
             SdkError::DispatchFailure(failure) => {
                 let kind = if is_tls(error) {
@@ -73,6 +66,26 @@ impl Meaning {
             _ => plain(Kind::Other, chain_text(error)),
         }
     }
+
+    /// The same for a call that can miss no object, only its bucket.
+    pub(super) fn about_bucket(self, bucket: &str) -> Meaning {
+        if self.kind != Kind::NotFound {
+            return self;
+        }
+        let detail = format!("no bucket {bucket} at this address ({})", self.detail);
+        Meaning { kind: Kind::NoSuchBucket, detail, bare: false, ..self }
+    }
+}
+
+/// An answer that is none: cut short, a proxy's page, another service.
+fn spoilt(status: u16, error: &(dyn std::error::Error + 'static)) -> Meaning {
+    let kind = match status {
+        // The service may have done what was asked, and its answer was spoilt on the way.
+        0..300 => Kind::Truncated,
+        _ => of_answer(status, None),
+    };
+    let detail = format!("{status} with an answer that cannot be read: {}", chain_text(error));
+    Meaning { kind, detail, code: None, bare: (300..500).contains(&status) }
 }
 
 /// Was it TLS itself that failed, and not the connection below it?
@@ -134,7 +147,8 @@ fn of_answer(status: u16, code: Option<&str>) -> Kind {
         413 => Kind::TooLarge,
         // The object is shorter than it was: it changed while it was read.
         416 => Kind::Truncated,
-        301 | 307 | 308 => Kind::Invalid,
+        // A redirect to another region; or not S3 at all, such as plain HTTP at a TLS port.
+        301 | 307 | 308 | 400 if code.is_none() => Kind::Invalid,
         429 | 500 | 502..=504 => Kind::Busy,
         507 => Kind::OutOfSpace,
         _ => Kind::Other,

@@ -174,22 +174,25 @@ impl S3Backend {
         error
     }
 
-    /// Gives an SDK error its meaning. A 404 without a code (every HEAD, a proxy's page) says too little: then the bucket
-    /// is asked for, and only where it answers is the object itself not there.
+    /// Gives an SDK error its meaning. An answer without a code (to every HEAD, a proxy's page) says too little: then the
+    /// bucket is asked, and only where it answers well is the first answer about the object.
     async fn fail(&self, meaning: Meaning, op: &'static str, key: &str) -> StoreError {
-        if !meaning.bare_not_found {
+        if !meaning.bare {
             return self.explain(meaning, op, key);
         }
-        match self.client.head_bucket().bucket(&self.bucket).send().await {
-            Ok(_) => self.explain(meaning, op, key),
-            Err(error) => {
-                let mut bucket = Meaning::of(&error);
-                if bucket.bare_not_found {
-                    bucket.kind = StoreErrorKind::NoSuchBucket;
-                    bucket.detail = format!("no bucket {} at this address", self.bucket);
-                }
-                self.explain(bucket, op, key)
-            }
+        match self.probe(DateHeader::default()).await {
+            Ok(()) => self.explain(meaning, op, key),
+            Err(bucket) => self.explain(bucket, op, key),
+        }
+    }
+
+    /// The cheapest call that needs just what a listing needs and whose refusal has a code. (A HEAD's has none, so that a
+    /// wrong clock and a wrong key would look the same.)
+    async fn probe(&self, date: DateHeader) -> Result<(), Meaning> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(&self.prefix).max_keys(1);
+        match request.customize().interceptor(date).send().await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Meaning::of(&error).about_bucket(&self.bucket)),
         }
     }
 
@@ -235,19 +238,8 @@ impl Backend for S3Backend {
         }
         match request.send().await {
             Ok(_) => Ok(()),
-            Err(error) => {
-                let mut meaning = Meaning::of(&error);
-                // A put never misses an object, so a bare 404 can only be about the bucket or the address.
-                if meaning.kind == StoreErrorKind::NotFound {
-                    meaning.bare_not_found = true;
-                }
-                Err(match self.fail(meaning, "put", key).await {
-                    error if error.kind == StoreErrorKind::NotFound => {
-                        StoreError { kind: StoreErrorKind::Other, ..error }
-                    }
-                    error => error,
-                })
-            }
+            // A put misses no object: whatever was not found is the bucket.
+            Err(error) => Err(self.explain(Meaning::of(&error).about_bucket(&self.bucket), "put", key)),
         }
     }
 
@@ -303,15 +295,7 @@ impl Backend for S3Backend {
         }
         let output = match request.send().await {
             Ok(output) => output,
-            // There is no object to miss in a listing: whatever was not found is the bucket.
-            Err(error) => {
-                let mut meaning = Meaning::of(&error);
-                if meaning.kind == StoreErrorKind::NotFound {
-                    meaning.kind = StoreErrorKind::NoSuchBucket;
-                    meaning.bare_not_found = false;
-                }
-                return Err(self.explain(meaning, "list", prefix));
-            }
+            Err(error) => return Err(self.explain(Meaning::of(&error).about_bucket(&self.bucket), "list", prefix)),
         };
         let strange = |detail: String| self.error(StoreErrorKind::Other, "list", prefix, detail);
         let relative = |full: Option<&str>| -> Result<String, StoreError> {
@@ -354,14 +338,7 @@ impl Backend for S3Backend {
     /// From the `Date` of an answer about the bucket, to the second.
     async fn now(&self) -> Result<Timestamp, StoreError> {
         let date = DateHeader::default();
-        let request = self.client.head_bucket().bucket(&self.bucket).customize().interceptor(date.clone());
-        if let Err(error) = request.send().await {
-            let mut meaning = Meaning::of(&error);
-            if meaning.kind == StoreErrorKind::NotFound {
-                meaning.kind = StoreErrorKind::NoSuchBucket;
-            }
-            return Err(self.explain(meaning, "clock", ""));
-        }
+        self.probe(date.clone()).await.map_err(|meaning| self.explain(meaning, "clock", ""))?;
         let header = date.0.get().map(String::as_str).unwrap_or_default();
         let time = DateTime::from_str(header, DateTimeFormat::HttpDate).ok().and_then(|time| timestamp(&time));
         time.ok_or_else(|| {
@@ -484,61 +461,4 @@ fn timestamp(time: &DateTime) -> Option<Timestamp> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options() -> S3Options {
-        S3Options {
-            endpoint: Some("http://127.0.0.1:1".to_owned()),
-            region: "us-east-1".to_owned(),
-            path_style: true,
-            bucket: "b".to_owned(),
-            prefix: "/p/q/".to_owned(),
-            access_key_id: "id".to_owned(),
-            secret_access_key: "hunter2-secret".into(),
-            session_token: Some("hunter2-token".into()),
-            ca_pem: None,
-            connect_timeout: Duration::from_secs(1),
-        }
-    }
-
-    #[test]
-    fn content_ranges() {
-        assert_eq!(parse_content_range("bytes 5-9/10"), Some((5, 10)));
-        for bad in ["bytes 5-8/10", "bytes */10", "5-9/10", "bytes 5-9/*", "bytes 9-5/6", ""] {
-            assert_eq!(parse_content_range(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn no_secret_is_shown() {
-        let backend = S3Backend::connect(options()).ok();
-        let shown = format!("{:?} {:?}", options(), backend);
-        assert!(shown.contains("s3://b/p/q") && !shown.contains("hunter2"), "{shown}");
-    }
-
-    #[test]
-    fn options_that_cannot_work() {
-        let with = |change: &dyn Fn(&mut S3Options)| {
-            let mut changed = options();
-            change(&mut changed);
-            S3Backend::connect(changed).err().map(|error| error.kind)
-        };
-        let invalid = Some(StoreErrorKind::Invalid);
-        assert_eq!(with(&|_| {}), None);
-        assert_eq!(with(&|o| o.bucket.clear()), invalid);
-        assert_eq!(with(&|o| o.prefix = "a/../b".to_owned()), invalid);
-        assert_eq!(with(&|o| o.endpoint = Some("minio:9000".to_owned())), invalid);
-        assert_eq!(with(&|o| o.endpoint = Some("http://user:pw@minio:9000".to_owned())), invalid);
-        let https = |pem: &[u8]| {
-            let pem = pem.to_vec();
-            with(&move |o| {
-                o.endpoint = Some("https://minio:9000".to_owned());
-                o.ca_pem = Some(pem.clone());
-            })
-        };
-        assert_eq!(https(b""), invalid);
-        assert_eq!(https(b"-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n"), invalid);
-        assert_eq!(https(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), invalid);
-    }
-}
+mod tests;
