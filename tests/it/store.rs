@@ -280,27 +280,35 @@ async fn a_certificate_must_be_of_a_trusted_authority() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_to_a_server_that_speaks_none_is_a_tls_error() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let options = S3Options {
-        endpoint: Some(format!("https://{}", listener.local_addr().unwrap())),
-        region: "us-east-1".to_owned(),
-        path_style: true,
-        bucket: "some".to_owned(),
-        prefix: String::new(),
-        access_key_id: "id".to_owned(),
-        secret_access_key: "secret".into(),
-        session_token: None,
-        ca_pem: Some(Certificates::make().ca_pem()),
-        connect_timeout: Duration::from_secs(10),
+async fn handshakes_that_fail_by_their_meaning() {
+    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let ca_pem = Certificates::make().ca_pem();
+    let connect = |listener: &std::net::TcpListener, seconds| {
+        let options = S3Options {
+            endpoint: Some(format!("https://{}", listener.local_addr().unwrap())),
+            region: "us-east-1".to_owned(),
+            path_style: true,
+            bucket: "some".to_owned(),
+            prefix: String::new(),
+            access_key_id: "id".to_owned(),
+            secret_access_key: "secret".into(),
+            session_token: None,
+            ca_pem: Some(ca_pem.clone()),
+            connect_timeout: Duration::from_secs(seconds),
+        };
+        S3Backend::connect(options).unwrap()
     };
+    let (speaks_no_tls, says_nothing) = (connect(&plain, 30), connect(&silent, 1));
     let server = std::thread::spawn(move || {
-        let (mut socket, _) = listener.accept().unwrap();
+        let (mut socket, _) = plain.accept().unwrap();
         std::io::Write::write_all(&mut socket, b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
-    let error = S3Backend::connect(options).unwrap().head("x").await.unwrap_err();
+    let error = speaks_no_tls.head("x").await.unwrap_err();
     assert_eq!(error.kind, StoreErrorKind::Tls, "{error}");
     server.join().unwrap();
+    let error = says_nothing.head("x").await.unwrap_err();
+    assert_eq!(error.kind, StoreErrorKind::Unreachable, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

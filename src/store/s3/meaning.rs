@@ -53,11 +53,10 @@ impl Meaning {
             SdkError::DispatchFailure(failure) => {
                 let kind = if is_tls(error) {
                     Kind::Tls
-                } else if failure.is_timeout() {
-                    Kind::TimedOut
                 } else if failure.is_user() {
                     Kind::Invalid
                 } else {
+                    // A timeout here is the connection's (the only one the SDK was given): a firewall that drops.
                     Kind::Unreachable
                 };
                 plain(kind, chain_text(error))
