@@ -149,6 +149,9 @@ async fn a_body_cut_anywhere_still_comes_whole() {
             b.store.put(KEY, BODY).await.unwrap();
             b.faults.on(Op::Get, 1, variant(after));
             assert_eq!(b.store.get(KEY).await.unwrap(), BODY, "{:?}", variant(after));
+            // Also when it breaks after the last byte: a body that fails has failed. Only its end there is no fault.
+            let whole = matches!(variant(after), Fault::CutBody(after) if after == BODY.len() as u64);
+            assert_eq!(b.faults.calls(Op::Get), if whole { 1 } else { 2 }, "{:?}", variant(after));
         }
     }
 }
@@ -187,6 +190,7 @@ async fn a_body_that_is_too_long_once_is_read_anew() {
     b.store.put(KEY, BODY).await.unwrap();
     b.faults.on(Op::Get, 1, Fault::GrowBody);
     assert_eq!(b.store.get(KEY).await.unwrap(), BODY);
+    assert_eq!(b.faults.calls(Op::Get), 2);
 }
 
 #[tokio::test]
