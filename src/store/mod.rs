@@ -4,7 +4,7 @@
 //! deadlines, retries for what is transient, whole bodies or nothing, and the settling of writes whose answer was lost.
 //! Tests put a fault-injecting backend between the two ([`fault`]).
 //!
-//! The contract that every backend fulfils, and `store::suite` checks on each:
+//! The contract that every backend fulfils, and the suite in `tests/it/store.rs` checks on each:
 //!
 //! * An object appears whole or not at all, under its final key; a reader never sees a part of one (rule R3: one in-memory
 //!   PUT an object, at most [`MAX_OBJECT`] bytes, with its SHA-256 passed as a value).
@@ -14,6 +14,10 @@
 //! * `put` is for keys that are unique by construction (rule R2). The folder store refuses to replace there too.
 //! * A listing that cannot be completed is an error, never a shorter list. *Nothing there* and *could not look* differ.
 //! * `delete` of a key that is not there succeeds.
+//! * The folders of a listing are those of its objects; only right after its last object was deleted may one still show
+//!   (SeaweedFS removes it a little later). Objects are what counts: nothing exists because its folder does.
+//! * Keys are of one small alphabet (`key`), so none needs quoting and none leaves the repository.
+//! * Dropping a call's future cancels it; a write that was under way may then still happen.
 //! * `now` and `last_modified` come from the same clock: the store's.
 //!
 //! This module must not know what the objects mean.
@@ -21,6 +25,7 @@
 mod error;
 pub mod fault;
 mod file;
+mod key;
 mod retry;
 mod s3;
 
@@ -33,7 +38,7 @@ use jiff::Timestamp;
 
 pub use self::{
     error::{StoreError, StoreErrorKind},
-    file::FileBackend,
+    file::{FileBackend, StaleTemporary},
     retry::{RetryPolicy, Store},
     s3::{S3Backend, S3Options},
 };
@@ -68,6 +73,7 @@ pub struct ObjectBody {
     /// Size of the **whole** object in bytes, whatever offset was asked for.
     pub size: u64,
     /// Something that changes when the object does (an ETag, an inode and time): a resumed read must see the same.
+    /// Empty where the store gives none; such a read is never resumed but begun anew.
     pub tag: String,
     /// The bytes from the asked offset on. A stream that ends early or fails is for the caller to notice.
     pub body: BoxStream<'static, Result<Bytes, StoreError>>,
