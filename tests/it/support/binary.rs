@@ -184,7 +184,7 @@ impl Running {
     }
 
     fn texts(&mut self) -> (String, String) {
-        let mut text = |reader: Option<JoinHandle<Vec<u8>>>| {
+        let text = |reader: Option<JoinHandle<Vec<u8>>>| {
             String::from_utf8_lossy(&reader.map(|reader| reader.join().unwrap()).unwrap_or_default()).into_owned()
         };
         let (stdout, stderr) = (self.stdout.take(), self.stderr.take());
