@@ -54,7 +54,18 @@ fn the_tcp_proxy_delays_cuts_and_refuses() {
     let proxy = TcpProxy::start(SocketAddr::from(([127, 0, 0, 1], server.port())));
     let through = |sql: &str| {
         let mut command = server.psql_command("postgres");
-        command.args(["-h", "127.0.0.1", "-p", &proxy.port().to_string(), "-d", "postgres", "-U", "postgres", "-c", sql]);
+        command.args([
+            "-h",
+            "127.0.0.1",
+            "-p",
+            &proxy.port().to_string(),
+            "-d",
+            "postgres",
+            "-U",
+            "postgres",
+            "-c",
+            sql,
+        ]);
         let output = command.output().unwrap();
         output.status.success().then(|| String::from_utf8(output.stdout).unwrap())
     };
@@ -71,7 +82,8 @@ fn the_tcp_proxy_delays_cuts_and_refuses() {
 
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| through("SELECT pg_sleep(60)"));
-        let backends = || server.psql("postgres", "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'");
+        let backends =
+            || server.psql("postgres", "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'");
         crate::support::wait_for("the query", Duration::from_secs(20), || (backends() == "1").then_some(()));
         proxy.cut_all();
         assert_eq!(waiting.join().unwrap(), None);
@@ -127,7 +139,8 @@ fn ask(endpoint: &str, request: &str) -> Option<String> {
     read_message(&mut stream).map(|message| String::from_utf8(message).unwrap())
 }
 
-const PUT: &str = "PUT /bucket/key?x=1 HTTP/1.1\r\nHost: signed.example:1\r\nX-Odd-Case: Kept\r\nContent-Length: 4\r\n\r\nbody";
+const PUT: &str =
+    "PUT /bucket/key?x=1 HTTP/1.1\r\nHost: signed.example:1\r\nX-Odd-Case: Kept\r\nContent-Length: 4\r\n\r\nbody";
 const GET: &str = "GET /bucket/key HTTP/1.1\r\nHost: signed.example:1\r\n\r\n";
 
 #[test]
@@ -135,7 +148,9 @@ fn the_http_proxy_forwards_unchanged_and_counts() {
     let (server, _) = echo();
     let proxy = HttpProxy::start(server);
     let answer = ask(&proxy.endpoint(), PUT).unwrap();
-    for kept in ["PUT /bucket/key?x=1 HTTP/1.1\r\n", "Host: signed.example:1\r\n", "X-Odd-Case: Kept\r\n", "\r\n\r\nbody"] {
+    for kept in
+        ["PUT /bucket/key?x=1 HTTP/1.1\r\n", "Host: signed.example:1\r\n", "X-Odd-Case: Kept\r\n", "\r\n\r\nbody"]
+    {
         assert!(answer.contains(kept), "{kept:?} is not in {answer}");
     }
     ask(&proxy.endpoint(), GET).unwrap();

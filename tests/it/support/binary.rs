@@ -36,7 +36,13 @@ impl Run {
             arguments: arguments.iter().map(OsString::from).collect(),
             config: None,
             environment: Vec::new(),
-            path: [tools::client_folder(Major::V18), tools::client_folder(Major::V15), "/usr/bin".into(), "/bin".into()].into(),
+            path: [
+                tools::client_folder(Major::V18),
+                tools::client_folder(Major::V15),
+                "/usr/bin".into(),
+                "/bin".into(),
+            ]
+            .into(),
             deadline: DEADLINE,
         }
     }

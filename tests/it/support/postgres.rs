@@ -36,7 +36,6 @@ const TEMPLATE_PASSWORD: &str = "template";
 const SETTINGS: &str = "
 listen_addresses = '127.0.0.1'
 fsync = off
-synchronous_commit = off
 full_page_writes = off
 shared_buffers = 32MB
 max_connections = 100
@@ -116,7 +115,7 @@ impl Postgres {
         panic!("PostgreSQL does not start; its log:\n{}", self.log());
     }
 
-    /// Ends the server at once, as `pg_ctl stop -m immediate` does. The data stays for [`Postgres::resume`].
+    /// Ends the server at once, as `pg_ctl stop -m immediate` does; what was committed stays for [`Postgres::resume`].
     pub fn stop(&mut self) {
         if let Some(mut server) = self.server.take() {
             process::stop(&mut server, Signal::QUIT, Duration::from_secs(10));

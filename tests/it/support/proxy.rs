@@ -394,14 +394,17 @@ async fn send(
 /// The first bytes of a body, then the end of the connection.
 fn cut(body: Incoming, bytes: u64) -> Body {
     let mut left = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let start = body.into_data_stream().filter_map(move |chunk| {
-        let chunk = chunk.ok().map(|mut chunk| {
-            chunk.truncate(left);
-            left -= chunk.len();
-            Ok(Frame::data(chunk))
+    let start =
+        body.into_data_stream().filter_map(move |chunk| {
+            let chunk = chunk.ok().map(|mut chunk| {
+                chunk.truncate(left);
+                left -= chunk.len();
+                Ok(Frame::data(chunk))
+            });
+            std::future::ready(chunk.filter(|chunk| {
+                chunk.as_ref().is_ok_and(|frame| frame.data_ref().is_some_and(|data| !data.is_empty()))
+            }))
         });
-        std::future::ready(chunk.filter(|chunk| chunk.as_ref().is_ok_and(|frame| frame.data_ref().is_some_and(|data| !data.is_empty()))))
-    });
     let end = futures::stream::once(async {
         // Time for what came before to be sent: an error takes what is still in hyper's buffer with it.
         tokio::time::sleep(Duration::from_millis(100)).await;
