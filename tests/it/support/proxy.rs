@@ -321,10 +321,10 @@ async fn answer(
         return Ok(early);
     }
     let response = send(Request::from_parts(head, Full::new(body)), target, &upstream).await?;
-    if seen.is_write() {
-        if let Some(instead) = obey(ask(&state.after_write, &seen).await).await? {
-            return Ok(instead);
-        }
+    if seen.is_write()
+        && let Some(instead) = obey(ask(&state.after_write, &seen).await).await?
+    {
+        return Ok(instead);
     }
     let (head, body) = response.into_parts();
     let body = match action {
