@@ -1,4 +1,13 @@
 //! Backs up PostgreSQL to S3-compatible storage and proves that what it stored can be restored.
+//!
+//! Dependencies point downwards: [`cli`] → [`operation`] → [`source`], [`repository`], [`pipeline`] → [`store`]. A source and a
+//! repository never meet but in an operation, through the pipeline.
 
+pub mod cli;
 pub mod config;
+pub mod operation;
+pub mod pipeline;
+pub mod report;
+pub mod repository;
+pub mod source;
 pub mod store;

@@ -106,6 +106,16 @@ impl SourceSettings {
             Self::Postgres(_) => "postgres",
         }
     }
+
+    /// The same source at another address, for `restore --target`; the password is the given one, else this source's.
+    ///
+    /// # Errors
+    /// A URL that is none, or one with a password.
+    pub fn at(&self, url: &str, password: Option<secrecy::SecretString>) -> Result<Self, ConfigError> {
+        match self {
+            Self::Postgres(config) => Ok(Self::Postgres(config.with_url(url, password)?)),
+        }
+    }
 }
 
 /// A source's name: `[a-z0-9][a-z0-9-]{0,62}`, for it becomes part of objects' keys.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Epoch, Head, Manifest, ManifestDigest, Repository, RepositoryError, layout, open, seal::Seal};
+use super::{Epoch, Head, Manifest, ManifestDigest, Repository, RepositoryError, layout, look, open, seal::Seal};
 
 /// A backup about to be committed.
 pub struct Commit<'a> {
@@ -15,15 +15,6 @@ pub struct Commit<'a> {
     expected: HashMap<String, u64>,
     /// The bound on a backup's age (R7).
     bound: Duration,
-}
-
-/// Whether a committed backup was seen to be whole.
-#[derive(Debug, PartialEq, Eq)]
-pub enum CommitCheck {
-    /// All there.
-    Shown,
-    /// So many objects were missing or of another size; this is one.
-    Missing(usize, String),
 }
 
 impl<'a> Commit<'a> {
@@ -56,22 +47,19 @@ impl<'a> Commit<'a> {
     /// # Errors
     /// `TooOld`, `NotShown`, or what the store says; then there is no head, unless the error says that it could not be removed.
     pub async fn finish(self, mut head: Head) -> Result<Head, RepositoryError> {
-        if let CommitCheck::Missing(missing, example) = self.look(&head).await? {
-            return Err(RepositoryError::NotShown { look: "first", missing, example });
-        }
+        self.look(&head, "first").await?;
         let store = self.repository.store();
         head.finished = store.now().await?;
         self.young_enough(head.started, head.finished)?;
         let key = layout::head(&head.backup);
         let bytes = open::encode(&key, &head, Seal::Mac(self.epoch.keys.mac_key()))?;
         store.put_new(&key, bytes).await?;
-        let failure = match self.look(&head).await {
+        let failure = match self.look(&head, "second").await {
             // A process that was suspended between its checks and the head (R7) is found by the second look at the clock.
-            Ok(CommitCheck::Shown) => match store.now().await {
+            Ok(()) => match store.now().await {
                 Ok(now) => self.young_enough(head.started, now).err(),
                 Err(error) => Some(error.into()),
             },
-            Ok(CommitCheck::Missing(missing, example)) => Some(RepositoryError::NotShown { look: "second", missing, example }),
             Err(error) => Some(error),
         };
         let Some(failure) = failure else { return Ok(head) };
@@ -82,22 +70,15 @@ impl<'a> Commit<'a> {
     }
 
     /// One LIST of the epoch's parts and one of the backup's folder.
-    async fn look(&self, head: &Head) -> Result<CommitCheck, RepositoryError> {
-        let mut wanted: HashMap<&str, u64> = self.expected.iter().map(|(key, size)| (key.as_str(), *size)).collect();
-        for folder in [layout::parts(self.epoch.id()), layout::backup(&head.backup)] {
-            self.repository
-                .store()
-                .list(&folder, &mut |info| {
-                    if wanted.get(info.key.as_str()) == Some(&info.size) {
-                        wanted.remove(info.key.as_str());
-                    }
-                })
-                .await?;
+    async fn look(&self, head: &Head, look: &'static str) -> Result<(), RepositoryError> {
+        let folders = [layout::parts(self.epoch.id()), layout::backup(&head.backup)];
+        let wrong = look::look(self.repository, &folders, &self.expected).await?;
+        match wrong.first() {
+            None => Ok(()),
+            Some(example) => {
+                Err(RepositoryError::NotShown { look, missing: wrong.len(), example: example.object().to_owned() })
+            }
         }
-        Ok(match wanted.keys().min() {
-            None => CommitCheck::Shown,
-            Some(example) => CommitCheck::Missing(wanted.len(), (*example).to_owned()),
-        })
     }
 
     fn young_enough(&self, started: Timestamp, now: Timestamp) -> Result<(), RepositoryError> {

@@ -8,7 +8,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{BackupId, EpochId, RepositoryId};
+use super::{BackupId, EpochId, RepositoryId, SourceIdentity};
 
 /// What became of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +116,25 @@ pub struct HeadSource {
     /// Its manifest, unless it failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub manifest: Option<ManifestDigest>,
+}
+
+impl HeadSource {
+    /// A source of which nothing was captured.
+    pub fn failed(source: &SourceIdentity) -> Self {
+        Self {
+            name: source.name.clone(),
+            kind: source.kind.clone(),
+            state: SnapshotState::Failed,
+            cut_at: None,
+            sizes: Sizes::default(),
+            artifacts: 0,
+            parts: 0,
+            new_parts: 0,
+            rows: 0,
+            uncovered: 0,
+            manifest: None,
+        }
+    }
 }
 
 /// A backup's head.

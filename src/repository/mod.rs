@@ -11,6 +11,7 @@ mod head;
 mod id;
 mod keys;
 mod layout;
+mod look;
 mod manifest;
 mod open;
 mod part;
@@ -19,7 +20,7 @@ mod seal;
 
 pub use self::{
     catalog::{Catalog, CatalogEntry, Selector},
-    commit::{Commit, CommitCheck},
+    commit::Commit,
     epoch::{Epoch, EpochRecord, Protection},
     error::{RepositoryError, Trust},
     head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, SnapshotState},
@@ -27,7 +28,7 @@ pub use self::{
     keys::Keys,
     layout::FORMAT_VERSION,
     manifest::{Artifact, Cut, Fingerprint, Format, Manifest, SourceIdentity},
-    open::{InstallMark, Repository},
+    open::{InstallMark, Repository, tool},
     part::{MAX_PART, PartName, PartRef},
     reuse::{ReusableParts, StoredPart},
 };
@@ -37,7 +38,3 @@ pub fn part_key(epoch: &Epoch, name: &PartName) -> String {
     layout::part(epoch.id(), name, epoch.protection)
 }
 
-/// The folder of an epoch's parts.
-pub fn parts_folder(epoch: &Epoch) -> String {
-    layout::parts(epoch.id())
-}

@@ -48,7 +48,7 @@ pub struct Repository {
 }
 
 /// Program and version, as written into records.
-pub(crate) fn tool() -> String {
+pub fn tool() -> String {
     format!("altlas-backup {}", env!("CARGO_PKG_VERSION"))
 }
 

@@ -1,6 +1,21 @@
+<<<<<<< HEAD
 //! Tests against real servers.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod store;
+=======
+//! The tests that run against real servers: PostgreSQL and S3 servers that they start, fill and remove themselves.
+//!
+//! `scripts/tools` installs what they need; `scripts/test` calls it first.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on has failed, and the panic says where"
+)]
+
+mod fixture;
+mod harness;
+>>>>>>> wip-harness
 mod support;

@@ -1,0 +1,299 @@
+//! One backup: cut, transfer, commit.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Context, Error};
+use crate::{
+    config::SourceConfig,
+    pipeline::{CUT_POLICY, Cut, Pipeline, Written},
+    repository::{
+        Artifact, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest, Repository,
+        RepositoryError, ReusableParts, Sizes, SnapshotState, SourceIdentity, tool,
+    },
+    source::{Capture, Captured},
+};
+
+/// What became of one source.
+#[derive(Debug, Serialize)]
+pub struct SourceOutcome {
+    /// The configured name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// What became of it.
+    pub state: SnapshotState,
+    /// Why it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The next step after a failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// Named byte sequences.
+    pub artifacts: u64,
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of plaintext.
+    pub raw: u64,
+    /// Parts that the snapshot needs.
+    pub parts: u64,
+    /// Parts that were uploaded.
+    pub new_parts: u64,
+    /// Parts that were in the repository already.
+    pub reused_parts: u64,
+    /// Bytes of objects that the snapshot needs.
+    pub stored: u64,
+    /// Bytes of objects that were uploaded.
+    pub uploaded: u64,
+    /// What was left out.
+    pub uncovered: Vec<String>,
+}
+
+/// What a backup did.
+#[derive(Debug, Serialize)]
+pub struct BackupReport {
+    /// Its id.
+    pub backup: BackupId,
+    /// Complete or partial.
+    pub state: BackupState,
+    /// By the store's clock.
+    pub started: Timestamp,
+    /// By the store's clock.
+    pub finished: Timestamp,
+    /// How long it took by our own clock, in seconds.
+    pub seconds: f64,
+    /// Every asked source.
+    pub sources: Vec<SourceOutcome>,
+}
+
+/// A source on its way.
+struct Running<'a> {
+    config: &'a SourceConfig,
+    state: Result<Box<dyn Capture>, Error>,
+}
+
+/// A source that was transferred.
+struct Transferred {
+    cut: Cut,
+    captured: Captured,
+    artifacts: Vec<Artifact>,
+    written: Written,
+}
+
+/// Makes one backup of the named sources, or of all.
+///
+/// # Errors
+/// Where no source could be captured, or the commit failed. Where some could not, the backup is partial.
+pub async fn backup(context: &Context, names: &[String]) -> Result<BackupReport, Error> {
+    let clock = std::time::Instant::now();
+    let configs = context.config.sources_matching(names)?;
+    let repository = context.repository().await?;
+    let started = repository.store().now().await?;
+    let catalog = Catalog::read(&repository).await?;
+    let id = BackupId::new(started);
+
+    // Everything is cut before anything is moved.
+    context.progress.set_phase("taking snapshots");
+    let mut running = Vec::new();
+    for config in configs {
+        let state = match context.source(config) {
+            Ok(source) => source.cut().await.map_err(|error| named(config, error)),
+            Err(error) => Err(error),
+        };
+        running.push(Running { config, state });
+    }
+    if running.iter().all(|source| source.state.is_err()) {
+        return Err(all_failed(running.into_iter().filter_map(|source| source.state.err()).collect()));
+    }
+
+    let epoch = epoch(&repository, started, context.config.repository.epoch_days).await?;
+    let grace = context.config.repository.grace;
+    let reusable = ReusableParts::find(&repository, &epoch, &catalog, started, grace).await?;
+    tracing::debug!("backup {id} into epoch {}; {} reusable parts", epoch.id(), reusable.len());
+    let pipeline = Pipeline::new(
+        repository.store().clone(),
+        epoch.clone(),
+        id.tail(),
+        context.config.repository.compression_level,
+        context.budget(),
+        context.config.limits.uploads as usize,
+        reusable,
+        context.progress.clone(),
+    );
+    let mut outcomes = Vec::new();
+    for source in running {
+        let outcome = match source.state {
+            Ok(capture) => transfer(source.config, capture, &pipeline).await,
+            Err(error) => Err(error),
+        };
+        outcomes.push((source.config, outcome));
+    }
+    if outcomes.iter().all(|(_, outcome)| outcome.is_err()) {
+        return Err(all_failed(outcomes.into_iter().filter_map(|(_, outcome)| outcome.err()).collect()));
+    }
+    context.progress.set_phase("committing");
+    let (head, sources) = commit(&repository, &epoch, grace, id, started, outcomes).await?;
+    Ok(BackupReport {
+        backup: head.backup,
+        state: head.state,
+        started: head.started,
+        finished: head.finished,
+        seconds: clock.elapsed().as_secs_f64(),
+        sources,
+    })
+}
+
+fn named(config: &SourceConfig, error: crate::source::SourceError) -> Error {
+    Error::Source { name: config.name.to_string(), error }
+}
+
+fn all_failed(mut errors: Vec<Error>) -> Error {
+    match errors.len() {
+        1 => errors.remove(0),
+        _ => Error::AllFailed(errors),
+    }
+}
+
+/// The newest epoch that is young enough and whole, or a new one (rule R7).
+async fn epoch(repository: &Repository, now: Timestamp, days: u32) -> Result<Arc<Epoch>, RepositoryError> {
+    let mut newest: Option<Arc<Epoch>> = None;
+    for id in repository.epoch_ids().await? {
+        match repository.epoch(&id).await {
+            Ok(epoch) if newest.as_ref().is_none_or(|other| other.record.began < epoch.record.began) => newest = Some(epoch),
+            Ok(_) => {}
+            // Half of one, whose making was cut off, or a damaged one: nothing new goes into it.
+            Err(RepositoryError::Trust(trust)) => tracing::warn!("epoch {id} is not used: {trust}"),
+            Err(error) => return Err(error),
+        }
+    }
+    let young = |epoch: &Epoch| {
+        let age = Duration::try_from(now.duration_since(epoch.record.began)).unwrap_or_default();
+        age < Duration::from_secs(u64::from(days) * 24 * 3600)
+    };
+    match newest {
+        Some(epoch) if young(&epoch) => Ok(epoch),
+        _ => repository.begin_epoch(now, CUT_POLICY.to_owned()).await,
+    }
+}
+
+async fn transfer(
+    config: &SourceConfig,
+    capture: Box<dyn Capture>,
+    pipeline: &Arc<Pipeline>,
+) -> Result<Transferred, Error> {
+    let cut = capture.cut();
+    let writer = pipeline.snapshot();
+    let captured = match capture.transfer(&writer).await {
+        Ok(captured) => captured,
+        // What the source saw may only be an echo of a part that failed.
+        Err(error) => {
+            return Err(match writer.failure() {
+                Some(cause) => named(config, cause.into()),
+                None => named(config, error),
+            });
+        }
+    };
+    let (artifacts, written) = writer.finish().await.map_err(|error| named(config, error.into()))?;
+    if captured.empty && !config.allow_empty {
+        return Err(Error::Empty { name: config.name.to_string() });
+    }
+    Ok(Transferred { cut, captured, artifacts, written })
+}
+
+/// Writes manifests and head, and says what became of each source.
+async fn commit(
+    repository: &Repository,
+    epoch: &Epoch,
+    grace: Duration,
+    id: BackupId,
+    started: Timestamp,
+    outcomes: Vec<(&SourceConfig, Result<Transferred, Error>)>,
+) -> Result<(Head, Vec<SourceOutcome>), Error> {
+    let mut commit = Commit::new(repository, epoch, grace);
+    let mut in_head = Vec::new();
+    let mut told = Vec::new();
+    for (config, outcome) in outcomes {
+        let (name, kind) = (config.name.to_string(), config.settings.kind().to_owned());
+        let source = SourceIdentity { name: name.clone(), kind: kind.clone() };
+        let mut head = HeadSource::failed(&source);
+        let mut outcome_told = SourceOutcome {
+            name,
+            kind,
+            state: SnapshotState::Failed,
+            error: None,
+            hint: None,
+            artifacts: 0,
+            rows: 0,
+            raw: 0,
+            parts: 0,
+            new_parts: 0,
+            reused_parts: 0,
+            stored: 0,
+            uploaded: 0,
+            uncovered: Vec::new(),
+        };
+        match outcome {
+            Err(error) => {
+                outcome_told.error = Some(error.to_string());
+                outcome_told.hint = error.hint();
+            }
+            Ok(Transferred { cut, captured, artifacts, written }) => {
+                head.state = if captured.empty { SnapshotState::Empty } else { SnapshotState::Complete };
+                head.cut_at = Some(cut.at);
+                head.sizes = Sizes { raw: written.raw, stored: written.stored, uploaded: written.uploaded };
+                head.artifacts = artifacts.len() as u64;
+                head.parts = written.parts;
+                head.new_parts = written.new_parts;
+                head.rows = written.rows;
+                head.uncovered = captured.uncovered.len() as u64;
+                let manifest = Manifest {
+                    format: FORMAT_VERSION,
+                    repository: repository.mark().repository.clone(),
+                    backup: id.clone(),
+                    epoch: epoch.id().clone(),
+                    source,
+                    tool: tool(),
+                    cut,
+                    uncovered: captured.uncovered.clone(),
+                    detail: captured.detail,
+                    artifacts,
+                };
+                head.manifest = Some(commit.manifest(&manifest).await?);
+                outcome_told.fill(&head, captured.uncovered);
+            }
+        }
+        in_head.push(head);
+        told.push(outcome_told);
+    }
+    let complete = in_head.iter().all(|source| source.state.is_usable());
+    let head = Head {
+        format: FORMAT_VERSION,
+        repository: repository.mark().repository.clone(),
+        backup: id,
+        epoch: epoch.id().clone(),
+        tool: tool(),
+        started,
+        finished: started,
+        state: if complete { BackupState::Complete } else { BackupState::Partial },
+        anchors: repository.anchors(epoch),
+        sources: in_head,
+    };
+    Ok((commit.finish(head).await?, told))
+}
+
+impl SourceOutcome {
+    fn fill(&mut self, head: &HeadSource, uncovered: Vec<String>) {
+        self.state = head.state;
+        self.artifacts = head.artifacts;
+        self.rows = head.rows;
+        self.raw = head.sizes.raw;
+        self.parts = head.parts;
+        self.new_parts = head.new_parts;
+        self.reused_parts = head.parts.saturating_sub(head.new_parts);
+        self.stored = head.sizes.stored;
+        self.uploaded = head.sizes.uploaded;
+        self.uncovered = uncovered;
+    }
+}

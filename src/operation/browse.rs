@@ -1,0 +1,129 @@
+//! Looking at what there is: `list` and `show`.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::{Context, Error};
+use crate::repository::{Artifact, Catalog, CatalogEntry, Cut, Head, Selector};
+
+/// One line of `list`.
+#[derive(Debug, Serialize)]
+#[serde(tag = "status", rename_all = "lowercase")]
+pub enum ListedBackup {
+    /// A backup.
+    Good {
+        /// Its head.
+        head: Box<Head>,
+    },
+    /// A head that cannot be trusted.
+    Damaged {
+        /// Its id.
+        backup: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// Manifests without a head.
+    Unfinished {
+        /// Its id.
+        backup: String,
+        /// How many.
+        manifests: usize,
+        /// When the last was written, by the store's clock.
+        written: Timestamp,
+    },
+}
+
+/// What `list` tells.
+#[derive(Debug, Serialize)]
+pub struct ListReport {
+    /// The repository's address.
+    pub url: String,
+    /// The store's time.
+    pub now: Timestamp,
+    /// Newest first.
+    pub backups: Vec<ListedBackup>,
+}
+
+/// Every backup, with what is damaged or unfinished beside them.
+///
+/// # Errors
+/// What keeps the repository from being read.
+pub async fn list(context: &Context) -> Result<ListReport, Error> {
+    let repository = context.repository().await?;
+    let catalog = Catalog::read(&repository).await?;
+    let backups = catalog
+        .entries
+        .into_iter()
+        .map(|entry| match entry {
+            CatalogEntry::Good(head) => ListedBackup::Good { head },
+            CatalogEntry::Damaged { id, trust } => {
+                ListedBackup::Damaged { backup: id.to_string(), problem: trust.to_string() }
+            }
+            CatalogEntry::Unfinished { id, manifests, written } => {
+                ListedBackup::Unfinished { backup: id.to_string(), manifests, written }
+            }
+        })
+        .collect();
+    Ok(ListReport { url: repository.store().url().to_owned(), now: repository.store().now().await?, backups })
+}
+
+/// One source of a shown backup.
+#[derive(Debug, Serialize)]
+pub struct ShownSource {
+    /// The configured name.
+    pub name: String,
+    /// The instant of its snapshot.
+    pub cut: Cut,
+    /// What was left out.
+    pub uncovered: Vec<String>,
+    /// Everything there is, with its parts.
+    pub artifacts: Vec<Artifact>,
+}
+
+/// What `show` tells.
+#[derive(Debug, Serialize)]
+pub struct ShownBackup {
+    /// The repository's address.
+    pub url: String,
+    /// The store's time.
+    pub now: Timestamp,
+    /// The head.
+    pub head: Head,
+    /// What its manifests say.
+    pub sources: Vec<ShownSource>,
+}
+
+/// One backup.
+///
+/// # Errors
+/// No such backup, or one that cannot be trusted.
+pub async fn show(context: &Context, selector: &Selector) -> Result<ShownBackup, Error> {
+    let repository = context.repository().await?;
+    let catalog = Catalog::read(&repository).await?;
+    let head = select(&catalog, selector, &[], repository.store().url())?.clone();
+    let epoch = repository.epoch(&head.epoch).await?;
+    let mut sources = Vec::new();
+    for source in head.sources.iter().filter(|source| source.manifest.is_some()) {
+        let manifest = repository.manifest(&head, &epoch, source).await?;
+        sources.push(ShownSource {
+            name: source.name.clone(),
+            cut: manifest.cut,
+            uncovered: manifest.uncovered,
+            artifacts: manifest.artifacts,
+        });
+    }
+    Ok(ShownBackup { url: repository.store().url().to_owned(), now: repository.store().now().await?, head, sources })
+}
+
+/// The backup that is meant; nothing verified is a refusal of its own.
+pub(super) fn select<'a>(
+    catalog: &'a Catalog,
+    selector: &Selector,
+    sources: &[String],
+    url: &str,
+) -> Result<&'a Head, Error> {
+    match catalog.select(selector, sources, url) {
+        Err(_) if *selector == Selector::LatestVerified => Err(Error::NothingVerified { url: url.to_owned() }),
+        other => Ok(other?),
+    }
+}

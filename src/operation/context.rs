@@ -1,0 +1,105 @@
+//! What every operation needs: configuration, secrets, cancellation, counters.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use crate::{
+    config::{Config, RepositoryUrl, SourceConfig},
+    pipeline::{Budget, Progress},
+    repository::Repository,
+    source::{self, Source},
+    store::{FileBackend, RetryPolicy, S3Backend, S3Options, SharedBackend, Store, StoreError, StoreErrorKind},
+};
+
+/// Reads environment variables.
+pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// What every operation needs. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The environment, for secrets.
+    pub environment: Environment,
+    /// Cancelled by the first signal.
+    pub cancel: CancellationToken,
+    /// Counters for whoever shows them.
+    pub progress: Arc<Progress>,
+}
+
+impl Context {
+    /// The configured store.
+    ///
+    /// # Errors
+    /// A configuration or secret that cannot work; no connection is made yet.
+    pub fn store(&self) -> Result<Store, Error> {
+        let backend: SharedBackend = match &self.config.repository.url {
+            RepositoryUrl::File { path } => Arc::new(FileBackend::open(path)?),
+            RepositoryUrl::S3 { bucket, prefix } => Arc::new(self.s3(bucket, prefix)?),
+            other => return Err(unknown_store(other)),
+        };
+        Ok(Store::new(backend, RetryPolicy::default()))
+    }
+
+    fn s3(&self, bucket: &str, prefix: &str) -> Result<S3Backend, Error> {
+        let s3 = &self.config.repository.s3;
+        let credentials = s3.credentials(&*self.environment)?;
+        let ca_pem = match &s3.ca_file {
+            None => None,
+            Some(path) => Some(std::fs::read(path).map_err(|error| StoreError {
+                kind: StoreErrorKind::Invalid,
+                op: "open",
+                object: path.display().to_string(),
+                detail: error.to_string(),
+                attempts: 1,
+            })?),
+        };
+        Ok(S3Backend::connect(S3Options {
+            endpoint: s3.endpoint.as_ref().map(ToString::to_string),
+            region: s3.region.clone(),
+            path_style: s3.path_style,
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            access_key_id: credentials.access_key_id,
+            secret_access_key: credentials.secret_access_key,
+            session_token: credentials.session_token,
+            ca_pem,
+            ..S3Options::default()
+        })?)
+    }
+
+    /// Creates the folder of a folder store; nothing else ever does.
+    pub(super) async fn create_folder(&self) -> Result<(), Error> {
+        if let RepositoryUrl::File { path } = &self.config.repository.url {
+            FileBackend::open(path)?.create_root().await?;
+        }
+        Ok(())
+    }
+
+    /// The configured repository.
+    ///
+    /// # Errors
+    /// What keeps it from being opened.
+    pub async fn repository(&self) -> Result<Repository, Error> {
+        Ok(Repository::open(self.store()?).await?)
+    }
+
+    /// The memory budget of one run.
+    pub fn budget(&self) -> Budget {
+        Budget::new(u64::from(self.config.limits.memory_mib) * 1024 * 1024)
+    }
+
+    /// A configured source, with its secrets read.
+    ///
+    /// # Errors
+    /// A secret that cannot be read.
+    pub fn source(&self, config: &SourceConfig) -> Result<Arc<dyn Source>, Error> {
+        Ok(source::open(&config.settings, &*self.environment)?)
+    }
+}
+
+fn unknown_store(url: &RepositoryUrl) -> Error {
+    Error::Usage { message: format!("{url} is of a kind that has no store"), hint: None }
+}

@@ -1,0 +1,150 @@
+//! Every way a command can fail, and the one table from failure to exit code.
+
+use crate::{
+    config::ConfigError,
+    pipeline::PipelineError,
+    repository::RepositoryError,
+    source::SourceError,
+    store::StoreError,
+};
+
+/// Exit codes (DESIGN.md §7).
+pub mod exit {
+    /// Done.
+    pub const DONE: u8 = 0;
+    /// Failed.
+    pub const FAILED: u8 = 1;
+    /// Wrong usage or configuration.
+    pub const USAGE: u8 = 2;
+    /// A verification's verdict is `failed`.
+    pub const VERDICT_FAILED: u8 = 3;
+    /// A verification or comparison could not be concluded.
+    pub const INCONCLUSIVE: u8 = 4;
+    /// Partly done: some sources failed.
+    pub const PARTLY: u8 = 5;
+    /// Refused for safety.
+    pub const REFUSED: u8 = 6;
+    /// Interrupted by a signal.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// A failed command.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Arguments that do not go together.
+    #[error("{message}")]
+    Usage {
+        /// What is wrong.
+        message: String,
+        /// The next step.
+        hint: Option<String>,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The repository.
+    #[error(transparent)]
+    Repository(#[from] RepositoryError),
+    /// The way between source and repository.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// A source, by name.
+    #[error("source `{name}`: {error}")]
+    Source {
+        /// The configured name.
+        name: String,
+        /// What went wrong.
+        error: SourceError,
+    },
+    /// A source that held nothing.
+    #[error("source `{name}` holds nothing to back up: no user table was found")]
+    Empty {
+        /// The configured name.
+        name: String,
+    },
+    /// Several sources, none of which could be backed up.
+    #[error("no source could be backed up: {}", .0.iter().map(Error::to_string).collect::<Vec<_>>().join("; "))]
+    AllFailed(Vec<Error>),
+    /// `latest-verified`, and there is none.
+    #[error("no backup in {url} is verified")]
+    NothingVerified {
+        /// The repository's address.
+        url: String,
+    },
+    /// A plan was not confirmed.
+    #[error("not confirmed; nothing was touched")]
+    NotConfirmed,
+    /// A signal.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// The exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Config(_) | Error::Usage { .. } => exit::USAGE,
+            Error::Repository(RepositoryError::Newer { .. } | RepositoryError::Unsupported { .. })
+            | Error::NothingVerified { .. }
+            | Error::NotConfirmed
+            | Error::Source { error: SourceError::Refused { .. }, .. } => exit::REFUSED,
+            Error::Interrupted | Error::Source { error: SourceError::Interrupted { .. }, .. } => exit::INTERRUPTED,
+            Error::Store(_)
+            | Error::Repository(_)
+            | Error::Pipeline(_)
+            | Error::Source { .. }
+            | Error::Empty { .. }
+            | Error::AllFailed(_) => exit::FAILED,
+        }
+    }
+
+    /// A word for scripts.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Error::Config(_) => "config",
+            Error::Usage { .. } => "usage",
+            Error::Store(_) | Error::Repository(RepositoryError::Store(_)) => "store",
+            Error::Repository(RepositoryError::NotInitialised { .. }) => "not-initialised",
+            Error::Repository(RepositoryError::AlreadyInitialised { .. }) => "already-initialised",
+            Error::Repository(RepositoryError::Newer { .. } | RepositoryError::Unsupported { .. }) => "newer-format",
+            Error::Repository(RepositoryError::Trust(_)) => "damaged",
+            Error::Repository(_) => "repository",
+            Error::Pipeline(PipelineError::Trust(_)) => "damaged",
+            Error::Pipeline(PipelineError::Store(_)) => "store",
+            Error::Pipeline(_) => "pipeline",
+            Error::Source { error: SourceError::Refused { .. }, .. } | Error::NothingVerified { .. } => "refused",
+            Error::Source { error: SourceError::Interrupted { .. }, .. } | Error::Interrupted => "interrupted",
+            Error::Source { .. } | Error::AllFailed(_) => "source",
+            Error::Empty { .. } => "empty",
+            Error::NotConfirmed => "not-confirmed",
+        }
+    }
+
+    /// The next step.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Config(error) => error.hint(),
+            Error::Usage { hint, .. } => hint.clone(),
+            Error::Store(error) => error.hint(),
+            Error::Repository(error) => error.hint(),
+            Error::Pipeline(error) => error.hint(),
+            Error::Source { error, .. } => error.hint(),
+            Error::Empty { .. } => Some(
+                "check that the source's `url` and `databases` are right; `allow_empty = true` lets an empty server pass".into(),
+            ),
+            Error::AllFailed(errors) => {
+                let hints: Vec<String> = errors.iter().filter_map(Error::hint).collect();
+                (!hints.is_empty()).then(|| hints.join("; "))
+            }
+            Error::NothingVerified { .. } => Some(
+                "this version cannot verify by restoring yet; name a backup (`latest`, or an id of `altlas-backup list`) to restore it unverified".into(),
+            ),
+            Error::NotConfirmed => Some("`--yes` carries out a plan without asking".into()),
+            Error::Interrupted => None,
+        }
+    }
+}

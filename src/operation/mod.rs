@@ -1,0 +1,51 @@
+//! What a command does, as a plan and its execution. Knows sources, repository and pipeline; knows nothing of terminals.
+
+mod backup;
+mod browse;
+mod context;
+mod doctor;
+mod error;
+mod restore;
+mod verify;
+
+pub use self::{
+    backup::{BackupReport, SourceOutcome, backup},
+    browse::{ListReport, ListedBackup, ShownBackup, list, show},
+    context::Context,
+    doctor::{DoctorReport, Section, doctor},
+    error::{Error, exit},
+    restore::{PlannedRestore, RestoreArguments, RestoreReport, plan_restore},
+    verify::{Problem, VerifyLevel, VerifyReport, verify},
+};
+
+use crate::repository::{Repository, RepositoryError};
+
+/// What `init` did.
+#[derive(Debug, serde::Serialize)]
+pub struct InitReport {
+    /// The repository's address.
+    pub url: String,
+    /// Its id.
+    pub repository: String,
+    /// Made now, or there before (`--if-missing`).
+    pub created: bool,
+}
+
+/// Creates the repository.
+///
+/// # Errors
+/// Where one is already, unless `if_missing`; what the store says.
+pub async fn init(context: &Context, if_missing: bool) -> Result<InitReport, Error> {
+    context.create_folder().await?;
+    let store = context.store()?;
+    let (repository, created) = match Repository::init(store.clone()).await {
+        Ok(repository) => (repository, true),
+        Err(RepositoryError::AlreadyInitialised { .. }) if if_missing => (Repository::open(store).await?, false),
+        Err(error) => return Err(error.into()),
+    };
+    Ok(InitReport {
+        url: repository.store().url().to_owned(),
+        repository: repository.mark().repository.to_string(),
+        created,
+    })
+}

@@ -1,0 +1,250 @@
+//! `verify`: is a backup what it was when it was made? At `presence` by listing, at `content` by reading every part.
+//!
+//! What cannot be found out (a store that cannot be reached) is an error, never a verdict.
+
+use std::{collections::HashMap, str::FromStr};
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use serde::Serialize;
+
+use super::{Context, Error, browse};
+use crate::{
+    pipeline::{PartReader, PipelineError, RowHasher, SnapshotReader},
+    report,
+    repository::{
+        Artifact, Catalog, CatalogEntry, Head, Manifest, Repository, RepositoryError, Selector, Trust, part_key,
+    },
+};
+
+/// Artifacts that are read at once; the memory budget bounds what that costs.
+const PARALLEL_ARTIFACTS: usize = 4;
+
+/// How deep a verification goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VerifyLevel {
+    /// Head, manifests, and every part there in its size.
+    Presence,
+    /// Every part read, decompressed and hashed; every fingerprint computed again.
+    Content,
+    /// Restored into throwaway servers.
+    Restore,
+}
+
+impl FromStr for VerifyLevel {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "presence" => Ok(Self::Presence),
+            "content" => Ok(Self::Content),
+            "restore" => Ok(Self::Restore),
+            _ => Err("a level is `presence`, `content` or `restore`".into()),
+        }
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, Serialize)]
+pub struct Problem {
+    /// The object's key.
+    pub object: String,
+    /// What is wrong with it, a sentence that names it.
+    pub what: String,
+    /// The source whose snapshot it hurts, where known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+    /// The artifacts it hurts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<String>,
+}
+
+/// What `verify` found.
+#[derive(Debug, Serialize)]
+pub struct VerifyReport {
+    /// The backup; absent where the repository itself cannot be trusted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+    /// How deep.
+    pub level: VerifyLevel,
+    /// `sound` or `failed`. Only a restore makes a backup `verified`.
+    pub verdict: &'static str,
+    /// Parts that were looked at.
+    pub parts: u64,
+    /// Bytes of plaintext that were read; 0 at `presence`.
+    pub raw: u64,
+    /// Rows whose fingerprints were computed again; 0 at `presence`.
+    pub rows: u64,
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+}
+
+impl VerifyReport {
+    fn new(level: VerifyLevel, backup: Option<String>) -> Self {
+        Self { backup, level, verdict: "sound", parts: 0, raw: 0, rows: 0, problems: Vec::new() }
+    }
+
+    fn failed(level: VerifyLevel, backup: Option<String>, trust: &Trust) -> Self {
+        let mut report = Self::new(level, backup);
+        report.add(trust, None, Vec::new());
+        report
+    }
+
+    fn add(&mut self, trust: &Trust, source: Option<&str>, artifacts: Vec<String>) {
+        self.verdict = "failed";
+        self.problems.push(Problem {
+            object: trust.object().to_owned(),
+            what: trust.to_string(),
+            source: source.map(str::to_owned),
+            artifacts,
+        });
+    }
+}
+
+/// Verifies one backup.
+///
+/// # Errors
+/// What keeps the answer from being found out.
+pub async fn verify(context: &Context, selector: &Selector, level: VerifyLevel) -> Result<VerifyReport, Error> {
+    if level == VerifyLevel::Restore {
+        return Err(Error::Usage {
+            message: "this version cannot verify by restoring yet".into(),
+            hint: Some("use --level content, and try a restore with `restore --database FROM=TO`".into()),
+        });
+    }
+    let repository = match context.repository().await {
+        Ok(repository) => repository,
+        Err(Error::Repository(RepositoryError::Trust(trust))) => return Ok(VerifyReport::failed(level, None, &trust)),
+        Err(error) => return Err(error),
+    };
+    let catalog = Catalog::read(&repository).await?;
+    // The newest backup must not look sound because its head is damaged and an older one stands in for it.
+    if *selector == Selector::Latest
+        && let Some(CatalogEntry::Damaged { id, trust }) =
+            catalog.entries.iter().find(|entry| !matches!(entry, CatalogEntry::Unfinished { .. }))
+    {
+        return Ok(VerifyReport::failed(level, Some(id.to_string()), trust));
+    }
+    let head = match browse::select(&catalog, selector, &[], repository.store().url()) {
+        Ok(head) => head,
+        Err(Error::Repository(RepositoryError::Trust(trust))) => {
+            let id = match selector {
+                Selector::Prefix(prefix) => catalog.entries.iter().find(|entry| entry.id().as_str().starts_with(prefix)),
+                _ => None,
+            };
+            return Ok(VerifyReport::failed(level, id.map(|entry| entry.id().to_string()), &trust));
+        }
+        Err(Error::Repository(unfinished @ RepositoryError::Unfinished { .. })) => {
+            let RepositoryError::Unfinished { id, .. } = &unfinished else { return Err(unfinished.into()) };
+            let trust = Trust::damaged(format!("backups/{id}/head.json"), format!("is missing: {unfinished}"));
+            return Ok(VerifyReport::failed(level, Some(id.to_string()), &trust));
+        }
+        Err(error) => return Err(error),
+    };
+    verify_head(context, &repository, head, level).await
+}
+
+async fn verify_head(
+    context: &Context,
+    repository: &Repository,
+    head: &Head,
+    level: VerifyLevel,
+) -> Result<VerifyReport, Error> {
+    let mut report = VerifyReport::new(level, Some(head.backup.to_string()));
+    let epoch = repository.epoch(&head.epoch).await?;
+    let mut manifests = Vec::new();
+    context.progress.set_phase("manifests");
+    for source in head.sources.iter().filter(|source| source.manifest.is_some()) {
+        match repository.manifest(head, &epoch, source).await {
+            Ok(manifest) => manifests.push(manifest),
+            Err(RepositoryError::Trust(trust)) => report.add(&trust, Some(&source.name), Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    context.progress.set_phase("looking for parts");
+    let all: Vec<&Manifest> = manifests.iter().collect();
+    let missing = repository.missing_parts(&epoch, &all).await?;
+    for manifest in &manifests {
+        let mut users: HashMap<String, Vec<String>> = HashMap::new();
+        for artifact in &manifest.artifacts {
+            for part in &artifact.parts {
+                let of = users.entry(part_key(&epoch, &part.name)).or_default();
+                if of.last() != Some(&artifact.path) {
+                    of.push(artifact.path.clone());
+                }
+            }
+        }
+        report.parts += users.len() as u64;
+        for trust in &missing {
+            if let Some(artifacts) = users.remove(trust.object()) {
+                report.add(trust, Some(&manifest.source.name), artifacts);
+            }
+        }
+    }
+    if level == VerifyLevel::Presence {
+        return Ok(report);
+    }
+    context.progress.set_phase("reading");
+    let known: Vec<&str> = missing.iter().map(Trust::object).collect();
+    let total: u64 = manifests.iter().flat_map(|manifest| &manifest.artifacts).map(|artifact| artifact.raw).sum();
+    context.progress.total_raw.store(total, std::sync::atomic::Ordering::Relaxed);
+    let parts = PartReader::new(repository.store().clone(), epoch, context.budget(), context.progress.clone());
+    for manifest in manifests {
+        let name = manifest.source.name.clone();
+        let reader = SnapshotReader::new(manifest, parts.clone());
+        let checked: Vec<CheckedArtifact> = stream::iter(reader.artifacts())
+            .map(|artifact| check_artifact(&reader, artifact))
+            .buffer_unordered(PARALLEL_ARTIFACTS)
+            .try_collect()
+            .await?;
+        for artifact in checked {
+            report.raw += artifact.raw;
+            report.rows += artifact.rows;
+            for trust in artifact.problems.iter().filter(|trust| !known.contains(&trust.object())) {
+                report.add(trust, Some(&name), vec![artifact.path.clone()]);
+            }
+        }
+    }
+    report.problems.sort_by(|a, b| (&a.object, &a.artifacts).cmp(&(&b.object, &b.artifacts)));
+    Ok(report)
+}
+
+struct CheckedArtifact {
+    path: String,
+    raw: u64,
+    rows: u64,
+    problems: Vec<Trust>,
+}
+
+/// Reads every part of an artifact and adds up again what the manifest says of it.
+async fn check_artifact(reader: &SnapshotReader, artifact: &Artifact) -> Result<CheckedArtifact, PipelineError> {
+    let mut checked = CheckedArtifact { path: artifact.path.clone(), raw: 0, rows: 0, problems: Vec::new() };
+    let mut hasher = RowHasher::new(reader.fingerprint_seed());
+    let mut parts = std::pin::pin!(reader.open(artifact));
+    while let Some(part) = parts.next().await {
+        match part {
+            Ok(plain) => {
+                checked.raw += plain.len() as u64;
+                if artifact.fingerprint.is_some() {
+                    hasher.update(&plain);
+                }
+            }
+            Err(PipelineError::Trust(trust)) => checked.problems.push(trust),
+            Err(error) => return Err(error),
+        }
+    }
+    if !checked.problems.is_empty() {
+        return Ok(checked);
+    }
+    let mut wrong = |what: String| checked.problems.push(Trust::damaged(&artifact.path, what));
+    if checked.raw != artifact.raw {
+        wrong(format!("holds {}; its manifest says {}", report::bytes(checked.raw), report::bytes(artifact.raw)));
+    }
+    if let Some(told) = artifact.fingerprint {
+        let found = hasher.finish();
+        checked.rows = found.map_or(0, |found| found.rows);
+        if found != Some(told) {
+            wrong(format!("holds rows whose fingerprint is not the manifest's ({})", report::count(told.rows, "row")));
+        }
+    }
+    Ok(checked)
+}

@@ -1,0 +1,56 @@
+//! Where the servers' programs are: Debian's PostgreSQL 15, and the folder that `scripts/tools` fills.
+
+use std::path::PathBuf;
+
+use super::postgres::Major;
+
+/// Are we root? PostgreSQL refuses to run as root, so its servers then run as the user `postgres`.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// The folder that `scripts/tools` fills; the same rule as there.
+pub fn folder() -> PathBuf {
+    match std::env::var_os("ALTLAS_TOOLS") {
+        Some(folder) if !folder.is_empty() => folder.into(),
+        _ if is_root() => "/var/cache/altlas-backup-tools".into(),
+        _ => PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache/altlas-backup-tools"),
+    }
+}
+
+fn existing(path: PathBuf) -> PathBuf {
+    assert!(path.exists(), "{} is missing: run scripts/tools, it installs what the tests need", path.display());
+    path
+}
+
+/// SeaweedFS.
+pub fn weed() -> PathBuf {
+    existing(folder().join("bin/weed"))
+}
+
+/// MinIO, where it was built (`scripts/tools --minio`).
+pub fn minio() -> Option<PathBuf> {
+    Some(folder().join("bin/minio")).filter(|path| path.exists())
+}
+
+/// A program of a PostgreSQL server: `initdb`, `postgres`.
+pub fn server_program(major: Major, name: &str) -> PathBuf {
+    existing(match major {
+        Major::V13 => folder().join("pg13/bin").join(name),
+        Major::V15 => PathBuf::from("/usr/lib/postgresql/15/bin").join(name),
+        Major::V18 => folder().join("pg18/bin").join(name),
+    })
+}
+
+/// The folder with `psql`, `pg_dump`, `pg_dumpall` and `pg_restore` of a major. There are none of 13: 15's serve it.
+pub fn client_folder(major: Major) -> PathBuf {
+    existing(match major {
+        Major::V13 | Major::V15 => PathBuf::from("/usr/lib/postgresql/15/bin"),
+        Major::V18 => folder().join("pg18-client/bin"),
+    })
+}
+
+/// A client program of a major.
+pub fn client_program(major: Major, name: &str) -> PathBuf {
+    existing(client_folder(major).join(name))
+}

@@ -1,0 +1,127 @@
+//! A folder with a configuration file and, if the repository is a local folder, the repository.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use tempfile::TempDir;
+use toml::{Table, Value};
+
+use super::{binary::Run, postgres::Postgres, temp_folder};
+
+/// A place for a repository on an S3 server.
+#[derive(Clone, Debug)]
+pub struct S3Place {
+    /// `http://127.0.0.1:PORT`, of a server or of a proxy before it.
+    pub endpoint: String,
+    /// An existing bucket.
+    pub bucket: String,
+    /// The repository's prefix in the bucket.
+    pub prefix: String,
+    /// The key's public half.
+    pub access_key_id: String,
+    /// Its secret half.
+    pub secret_access_key: String,
+}
+
+/// A configuration in the making and a folder that goes with it. The folder is removed when dropped.
+#[derive(Debug)]
+pub struct Workspace {
+    folder: TempDir,
+    /// The configuration; change what a test needs changed, [`Workspace::config`] writes it.
+    pub table: Table,
+}
+
+impl Workspace {
+    /// A repository in a local folder (not created), no source.
+    pub fn folder() -> Self {
+        let mut workspace = Self { folder: temp_folder(), table: Table::new() };
+        let url = format!("file://{}", workspace.repository_folder().display());
+        workspace.set("repository.url", url);
+        workspace
+    }
+
+    /// A repository on an S3 server, no source.
+    pub fn s3(place: &S3Place) -> Self {
+        let mut workspace = Self { folder: temp_folder(), table: Table::new() };
+        workspace.set("repository.url", format!("s3://{}/{}", place.bucket, place.prefix));
+        workspace.set("repository.s3.endpoint", place.endpoint.clone());
+        workspace.set("repository.s3.region", "us-east-1");
+        workspace.set("repository.s3.path_style", true);
+        let id = workspace.secret("s3-access-key-id", &place.access_key_id);
+        workspace.set("repository.s3.access_key_id_file", id.display().to_string());
+        let secret = workspace.secret("s3-secret-access-key", &place.secret_access_key);
+        workspace.set("repository.s3.secret_access_key_file", secret.display().to_string());
+        workspace
+    }
+
+    /// With a PostgreSQL source named `database`, as the superuser, of these databases (`["*"]` for all).
+    pub fn postgres(self, server: &Postgres, databases: &[&str]) -> Self {
+        self.postgres_as("database", &server.url("postgres"), &server.password_file(), databases)
+    }
+
+    /// With a PostgreSQL source of any name, address and password file.
+    pub fn postgres_as(mut self, name: &str, url: &str, password_file: &Path, databases: &[&str]) -> Self {
+        let mut source = Table::new();
+        source.insert("name".into(), name.into());
+        source.insert("kind".into(), "postgres".into());
+        source.insert("url".into(), url.into());
+        source.insert("password_file".into(), password_file.display().to_string().into());
+        source.insert("databases".into(), databases.iter().map(|name| Value::from(*name)).collect::<Vec<_>>().into());
+        let sources = self.table.entry("source").or_insert_with(|| Value::Array(Vec::new()));
+        sources.as_array_mut().unwrap().push(Value::Table(source));
+        self
+    }
+
+    /// Sets a key by its path: `repository.url`; a number is an index: `source.0.databases`.
+    #[track_caller]
+    pub fn set(&mut self, path: &str, value: impl Into<Value>) {
+        let (parents, last) = path.rsplit_once('.').unwrap_or(("", path));
+        let mut table = &mut self.table;
+        let mut parents = parents.split('.').filter(|name| !name.is_empty()).peekable();
+        while let Some(parent) = parents.next() {
+            let entry = table.entry(parent).or_insert_with(|| Value::Table(Table::new()));
+            let entry = match parents.peek().and_then(|next| next.parse::<usize>().ok()) {
+                Some(index) => {
+                    parents.next();
+                    &mut entry.as_array_mut().unwrap()[index]
+                }
+                None => entry,
+            };
+            table = entry.as_table_mut().unwrap();
+        }
+        table.insert(last.into(), value.into());
+    }
+
+    /// Writes the configuration and gives its path.
+    pub fn config(&self) -> PathBuf {
+        let path = self.path("altlas-backup.toml");
+        fs::write(&path, toml::to_string(&self.table).unwrap()).unwrap();
+        path
+    }
+
+    /// A run of the program under test with this configuration.
+    pub fn run(&self, arguments: &[&str]) -> Run {
+        Run::new(arguments).config(self.config())
+    }
+
+    /// A path in the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where [`Workspace::folder`] has its repository.
+    pub fn repository_folder(&self) -> PathBuf {
+        self.path("repository")
+    }
+
+    /// Writes a secret to a file that only we may read.
+    pub fn secret(&self, name: &str, secret: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, format!("{secret}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+}
