@@ -1,6 +1,6 @@
 //! What every operation needs: configuration, secrets, cancellation, counters.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
 
@@ -12,6 +12,9 @@ use crate::{
     source::{self, Source},
     store::{FileBackend, RetryPolicy, S3Backend, S3Options, SharedBackend, Store, StoreError, StoreErrorKind},
 };
+
+/// How long a connection to an S3 server may take to be made.
+const S3_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Reads environment variables.
 pub type Environment = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -38,7 +41,6 @@ impl Context {
         let backend: SharedBackend = match &self.config.repository.url {
             RepositoryUrl::File { path } => Arc::new(FileBackend::open(path)?),
             RepositoryUrl::S3 { bucket, prefix } => Arc::new(self.s3(bucket, prefix)?),
-            other => return Err(unknown_store(other)),
         };
         Ok(Store::new(backend, RetryPolicy::default()))
     }
@@ -48,12 +50,8 @@ impl Context {
         let credentials = s3.credentials(&*self.environment)?;
         let ca_pem = match &s3.ca_file {
             None => None,
-            Some(path) => Some(std::fs::read(path).map_err(|error| StoreError {
-                kind: StoreErrorKind::Invalid,
-                op: "open",
-                object: path.display().to_string(),
-                detail: error.to_string(),
-                attempts: 1,
+            Some(path) => Some(std::fs::read(path).map_err(|error| {
+                StoreError::new(StoreErrorKind::Invalid, "open", path.display().to_string(), error.to_string())
             })?),
         };
         Ok(S3Backend::connect(S3Options {
@@ -66,7 +64,7 @@ impl Context {
             secret_access_key: credentials.secret_access_key,
             session_token: credentials.session_token,
             ca_pem,
-            ..S3Options::default()
+            connect_timeout: S3_CONNECT_TIMEOUT,
         })?)
     }
 
@@ -98,8 +96,4 @@ impl Context {
     pub fn source(&self, config: &SourceConfig) -> Result<Arc<dyn Source>, Error> {
         Ok(source::open(&config.settings, &*self.environment)?)
     }
-}
-
-fn unknown_store(url: &RepositoryUrl) -> Error {
-    Error::Usage { message: format!("{url} is of a kind that has no store"), hint: None }
 }

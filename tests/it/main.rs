@@ -1,10 +1,3 @@
-<<<<<<< HEAD
-//! Tests against real servers.
-
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
-mod store;
-=======
 //! The tests that run against real servers: PostgreSQL and S3 servers that they start, fill and remove themselves.
 //!
 //! `scripts/tools` installs what they need; `scripts/test` calls it first.
@@ -17,5 +10,5 @@ mod store;
 
 mod fixture;
 mod harness;
->>>>>>> wip-harness
+mod store;
 mod support;

@@ -125,7 +125,7 @@ pub(super) async fn fill(
     progress.set_phase(format!("definitions of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
     progress.set_phase(format!("rows of {}", build.to));
-    each_table(server, build, async |session, table| load(session, snapshot, table).await.map(|()| None)).await?;
+    each_table(server, build, async |session, table| load(session, snapshot, table).await.map(|()| None::<()>)).await?;
     progress.set_phase(format!("indexes and constraints of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await?;
     run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await?;

@@ -1,8 +1,3 @@
-<<<<<<< HEAD
-//! Servers and helpers that tests share.
-
-pub(crate) mod s3;
-=======
 //! What the tests stand on: servers, the program under test, its configuration, and proxies that get in the way.
 //!
 //! Everything here is for threads, not for async code: a test reads from top to bottom. Whatever is started is stopped
@@ -15,6 +10,7 @@ pub mod binary;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod s3;
 pub mod tools;
 pub mod workspace;
 
@@ -57,4 +53,3 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut found: impl FnMut() -> Op
         std::thread::sleep(Duration::from_millis(10));
     }
 }
->>>>>>> wip-harness
