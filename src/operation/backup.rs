@@ -10,8 +10,8 @@ use crate::{
     config::SourceConfig,
     pipeline::{CUT_POLICY, Cut, Pipeline, Written},
     repository::{
-        Artifact, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest, Repository,
-        RepositoryError, ReusableParts, Sizes, SnapshotState, SourceIdentity, tool,
+        Artifact, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest,
+        Repository, RepositoryError, ReusableParts, Sizes, SnapshotState, SourceIdentity, tool,
     },
     source::{Capture, Captured},
 };
@@ -161,7 +161,9 @@ async fn epoch(repository: &Repository, now: Timestamp, days: u32) -> Result<Arc
     let mut newest: Option<Arc<Epoch>> = None;
     for id in repository.epoch_ids().await? {
         match repository.epoch(&id).await {
-            Ok(epoch) if newest.as_ref().is_none_or(|other| other.record.began < epoch.record.began) => newest = Some(epoch),
+            Ok(epoch) if newest.as_ref().is_none_or(|other| other.record.began < epoch.record.began) => {
+                newest = Some(epoch)
+            }
             Ok(_) => {}
             // Half of one, whose making was cut off, or a damaged one: nothing new goes into it.
             Err(RepositoryError::Trust(trust)) => tracing::warn!("epoch {id} is not used: {trust}"),

@@ -1,11 +1,7 @@
 //! Every way a command can fail, and the one table from failure to exit code.
 
 use crate::{
-    config::ConfigError,
-    pipeline::PipelineError,
-    repository::RepositoryError,
-    source::SourceError,
-    store::StoreError,
+    config::ConfigError, pipeline::PipelineError, repository::RepositoryError, source::SourceError, store::StoreError,
 };
 
 /// Exit codes (DESIGN.md §7).

@@ -11,7 +11,7 @@ mod verify;
 pub use self::{
     backup::{BackupReport, SourceOutcome, backup},
     browse::{ListReport, ListedBackup, ShownBackup, list, show},
-    context::Context,
+    context::{Context, Environment},
     doctor::{DoctorReport, Section, doctor},
     error::{Error, exit},
     restore::{PlannedRestore, RestoreArguments, RestoreReport, plan_restore},

@@ -52,7 +52,10 @@ pub struct RestoreReport {
 impl RestoreReport {
     /// Could some comparison not be concluded?
     pub fn is_inconclusive(&self) -> bool {
-        self.sources.iter().flat_map(|(_, restored)| &restored.items).any(|item| item.compared == Compared::Inconclusive)
+        self.sources
+            .iter()
+            .flat_map(|(_, restored)| &restored.items)
+            .any(|item| item.compared == Compared::Inconclusive)
     }
 }
 

@@ -128,7 +128,9 @@ pub async fn verify(context: &Context, selector: &Selector, level: VerifyLevel) 
         Ok(head) => head,
         Err(Error::Repository(RepositoryError::Trust(trust))) => {
             let id = match selector {
-                Selector::Prefix(prefix) => catalog.entries.iter().find(|entry| entry.id().as_str().starts_with(prefix)),
+                Selector::Prefix(prefix) => {
+                    catalog.entries.iter().find(|entry| entry.id().as_str().starts_with(prefix))
+                }
                 _ => None,
             };
             return Ok(VerifyReport::failed(level, id.map(|entry| entry.id().to_string()), &trust));

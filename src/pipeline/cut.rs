@@ -13,7 +13,8 @@ pub(super) const MIN_PART: u64 = 2 * 1024 * 1024;
 const TARGET_PART: u64 = 8 * 1024 * 1024;
 
 /// The policy in words, for `epoch.json`.
-pub const CUT_POLICY: &str = "rows; after a row whose XXH3-128 falls below its share of 6 MiB; at least 2 MiB, at most 32 MiB";
+pub const CUT_POLICY: &str =
+    "rows; after a row whose XXH3-128 falls below its share of 6 MiB; at least 2 MiB, at most 32 MiB";
 
 /// Is there a cut after this row? `len` is the row's length with its line end, `part` the part's with the row.
 fn cut_after(part: u64, len: u64, hash: u128) -> bool {
@@ -43,9 +44,8 @@ impl RowHasher {
     /// length including the line end.
     pub(super) fn take(&mut self, bytes: &[u8]) -> (usize, Option<(u128, u64)>) {
         let Some(end) = memchr::memchr(b'\n', bytes) else {
-            let (hasher, len) = self
-                .open
-                .get_or_insert_with(|| (Box::new(xxhash_rust::xxh3::Xxh3::with_seed(self.seed)), 0));
+            let (hasher, len) =
+                self.open.get_or_insert_with(|| (Box::new(xxhash_rust::xxh3::Xxh3::with_seed(self.seed)), 0));
             hasher.update(bytes);
             *len += bytes.len() as u64;
             return (bytes.len(), None);

@@ -384,7 +384,10 @@ impl ArtifactWriter<'_> {
     ///
     /// # Errors
     /// What made a part of this snapshot fail; for rows, a last line without an end.
-    pub async fn finish(mut self, detail: Value) -> Result<(u64, Option<crate::repository::Fingerprint>), PipelineError> {
+    pub async fn finish(
+        mut self,
+        detail: Value,
+    ) -> Result<(u64, Option<crate::repository::Fingerprint>), PipelineError> {
         let cutter = std::mem::replace(&mut self.cutter, Cutter::new(0));
         let (last, raw, fingerprint) = cutter.finish();
         if let Some(piece) = last {

@@ -92,7 +92,8 @@ impl Catalog {
             .store()
             .list(layout::BACKUPS, &mut |info| {
                 let Some((id, object)) = layout::backup_object(&info.key) else { return };
-                let folder = folders.entry(id).or_insert(Folder { head: false, manifests: 0, written: info.last_modified });
+                let folder =
+                    folders.entry(id).or_insert(Folder { head: false, manifests: 0, written: info.last_modified });
                 folder.written = folder.written.max(info.last_modified);
                 match object {
                     BackupObject::Head => folder.head = true,
@@ -138,7 +139,8 @@ impl Catalog {
             // Evidence of verifications comes with `verify --level restore`; until then there is none to believe.
             Selector::LatestVerified => Err(none("that is verified")),
             Selector::Prefix(prefix) => {
-                let fits: Vec<_> = self.entries.iter().filter(|entry| entry.id().as_str().starts_with(prefix)).collect();
+                let fits: Vec<_> =
+                    self.entries.iter().filter(|entry| entry.id().as_str().starts_with(prefix)).collect();
                 match fits[..] {
                     [] => Err(none(&format!("`{prefix}`"))),
                     [CatalogEntry::Good(head)] => Ok(&**head),

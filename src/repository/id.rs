@@ -146,7 +146,14 @@ mod tests {
 
     #[test]
     fn text_of_another_shape_is_refused() {
-        for text in ["", "20261123T010000Z", "20261123T010000Z-K3F9QA", "20261323T010000Z-k3f9qa", "../../etc-k3f9qa", "20261123T010000Z-k3f9qa/"] {
+        for text in [
+            "",
+            "20261123T010000Z",
+            "20261123T010000Z-K3F9QA",
+            "20261323T010000Z-k3f9qa",
+            "../../etc-k3f9qa",
+            "20261123T010000Z-k3f9qa/",
+        ] {
             assert!(text.parse::<BackupId>().is_err(), "{text}");
         }
     }

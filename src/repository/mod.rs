@@ -37,4 +37,3 @@ pub use self::{
 pub fn part_key(epoch: &Epoch, name: &PartName) -> String {
     layout::part(epoch.id(), name, epoch.protection)
 }
-

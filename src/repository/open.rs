@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Anchors, BackupId, Epoch, EpochId, EpochRecord, Head, HeadSource, Keys, Manifest, Protection, RepositoryError, RepositoryId,
-    Trust,
+    Anchors, BackupId, Epoch, EpochId, EpochRecord, Head, HeadSource, Keys, Manifest, Protection, RepositoryError,
+    RepositoryId, Trust,
     error::must_exist,
     keys::{KeysRecord, to_hex},
     layout::{self, FORMAT_VERSION},
@@ -64,7 +64,10 @@ impl Repository {
     pub async fn init(store: Store) -> Result<Self, RepositoryError> {
         match Self::open(store.clone()).await {
             Ok(there) => {
-                return Err(RepositoryError::AlreadyInitialised { url: store.url().to_owned(), created: there.mark.created });
+                return Err(RepositoryError::AlreadyInitialised {
+                    url: store.url().to_owned(),
+                    created: there.mark.created,
+                });
             }
             Err(RepositoryError::NotInitialised { .. }) => {}
             Err(error) => return Err(error),

@@ -125,7 +125,7 @@ pub(super) async fn fill(
     progress.set_phase(format!("definitions of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
     progress.set_phase(format!("rows of {}", build.to));
-    each_table(server, build, async |session, table| load(session, snapshot, table).await.map(|()| None::<()>)).await?;
+    each_table(server, snapshot, build, Step::Load).await?;
     progress.set_phase(format!("indexes and constraints of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await?;
     run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await?;
@@ -160,12 +160,27 @@ async fn run_sql(
     Ok(running.finish().await?)
 }
 
-/// Runs `work` on every table, largest first, on several connections.
-async fn each_table<T>(
+/// What is done to every table.
+#[derive(Clone, Copy)]
+enum Step {
+    Load,
+    Compare,
+}
+
+/// A table's fingerprint as it was captured, and as it is now.
+struct Pair {
+    name: String,
+    was: Fingerprint,
+    is: Fingerprint,
+}
+
+/// Does `step` to every table, largest first, on several connections. Only `Compare` has results.
+async fn each_table(
     server: &Server,
+    snapshot: &SnapshotReader,
     build: &Build,
-    work: impl AsyncFn(&Session, &TableBuild) -> Result<Option<T>, SourceError>,
-) -> Result<Vec<T>, SourceError> {
+    step: Step,
+) -> Result<Vec<Pair>, SourceError> {
     let queue: Mutex<VecDeque<&TableBuild>> = Mutex::new(build.tables.iter().collect());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let worker = async || {
@@ -173,7 +188,13 @@ async fn each_table<T>(
         let Some(mut table) = next() else { return Ok(done) };
         let session = server.connect_for_rows(&build.temporary, &build.detail.row_settings).await?;
         loop {
-            done.extend(work(&session, table).await?);
+            match step {
+                Step::Load => load(&session, snapshot, table).await?,
+                Step::Compare => {
+                    let is = fingerprint(&session, snapshot.fingerprint_seed(), table).await?;
+                    done.push(Pair { name: table.shown(), was: table.fingerprint, is });
+                }
+            }
             match next() {
                 Some(following) => table = following,
                 None => return Ok::<_, SourceError>(done),
@@ -230,22 +251,21 @@ async fn compare_tables(
     build: &Build,
     target_major: u32,
 ) -> Result<Vec<RestoredItem>, SourceError> {
-    let seed = snapshot.fingerprint_seed();
-    let compared = each_table(server, build, async |session, table| {
-        let now = fingerprint(session, seed, table).await?;
-        Ok(Some((table.shown(), table.fingerprint, now)))
-    })
-    .await?;
+    let compared = each_table(server, snapshot, build, Step::Compare).await?;
     let mut items = Vec::new();
     let mut differences = Vec::new();
-    for (name, was, is) in compared {
+    for Pair { name, was, is } in compared {
         let verdict = if was == is {
             Compared::Same
         } else if was.rows == is.rows && build.major != target_major {
             // Two majors may print one value differently; fewer or more rows have no such excuse.
             Compared::Inconclusive
         } else {
-            let what = if was.rows == is.rows { "the same number, other content".to_owned() } else { format!("captured {}", was.rows) };
+            let what = if was.rows == is.rows {
+                "the same number, other content".to_owned()
+            } else {
+                format!("captured {}", was.rows)
+            };
             differences.push(format!("{name}: {} ({what})", report::count(is.rows, "row")));
             continue;
         };

@@ -3,10 +3,7 @@
 use std::{collections::VecDeque, sync::Mutex, sync::PoisonError, time::Duration};
 
 use async_trait::async_trait;
-use futures::{
-    TryStreamExt,
-    future::try_join_all,
-};
+use futures::{TryStreamExt, future::try_join_all};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -144,7 +141,15 @@ impl PostgresCapture {
         for (n, name) in names.iter().enumerate() {
             databases.push(hold(server, name, format!("databases/{n}"), &role.name).await?);
         }
-        Ok(Self { server: server.clone(), tools, version, reads_passwords: role.reads_passwords, databases, uncovered, cut_at })
+        Ok(Self {
+            server: server.clone(),
+            tools,
+            version,
+            reads_passwords: role.reads_passwords,
+            databases,
+            uncovered,
+            cut_at,
+        })
     }
 }
 
@@ -155,7 +160,9 @@ async fn hold(server: &Server, name: &str, folder: String, role: &str) -> Result
         match try_hold(server, name, folder.clone(), role).await? {
             Attempt::Held(held) => return Ok(*held),
             Attempt::Changed(relation) => {
-                tracing::info!("{relation} in database `{name}` changed while it was locked; attempt {attempt} of {ATTEMPTS}");
+                tracing::info!(
+                    "{relation} in database `{name}` changed while it was locked; attempt {attempt} of {ATTEMPTS}"
+                );
                 last = relation;
             }
         }
@@ -232,14 +239,13 @@ async fn lock(holder: &Session, tables: &[&Relation], timeout: Duration) -> Resu
         let statement = format!("LOCK TABLE ONLY {} IN ACCESS SHARE MODE", names.join(", ONLY "));
         if let Err(error) = holder.batch_execute(&statement).await {
             if matches!(error.code(), Some(&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME)) {
-                return Ok(Some(error.as_db_error().map_or_else(|| "a table".to_owned(), |db| db.message().to_owned())));
+                return Ok(Some(
+                    error.as_db_error().map_or_else(|| "a table".to_owned(), |db| db.message().to_owned()),
+                ));
             }
             let shown: Vec<String> = batch.iter().map(|table| table.shown()).collect();
-            let what = format!(
-                "locking {} of database `{}` against changes",
-                crate::report::list(&shown, 5),
-                holder.database
-            );
+            let what =
+                format!("locking {} of database `{}` against changes", crate::report::list(&shown, 5), holder.database);
             return Err(query(what)(error));
         }
     }
@@ -276,7 +282,8 @@ impl Capture for PostgresCapture {
             databases: self.databases.iter().map(|held| held.detail.clone()).collect(),
         };
         let empty = detail.databases.iter().all(|database| database.tables == 0);
-        let detail = serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
+        let detail =
+            serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
         Ok(Captured { detail, uncovered: self.uncovered, empty })
     }
 }
@@ -426,7 +433,8 @@ async fn sequences(held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), Sou
     }
     let mut writer = into.artifact(held.detail.sequences_sql(), Format::Sql).await?;
     writer.write(text.as_bytes()).await?;
-    let detail = serde_json::to_value(positions).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
+    let detail =
+        serde_json::to_value(positions).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
     writer.finish(detail).await?;
     Ok(())
 }

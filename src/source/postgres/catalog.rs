@@ -101,10 +101,7 @@ pub(super) fn choose(
                 });
             }
             _ if !fits().any(|database| database.accepts_connections) => {
-                return Err(PostgresError::NoMatch {
-                    pattern: pattern.as_str().to_owned(),
-                    server: server.to_owned(),
-                });
+                return Err(PostgresError::NoMatch { pattern: pattern.as_str().to_owned(), server: server.to_owned() });
             }
             _ => {}
         }
@@ -128,7 +125,6 @@ pub(super) enum RelationKind {
 /// A relation of the user's: not of the system, not temporary, not a member of an extension.
 #[derive(Clone, Debug)]
 pub(super) struct Relation {
-    pub(super) oid: u32,
     pub(super) kind: RelationKind,
     pub(super) schema: String,
     pub(super) name: String,
@@ -196,11 +192,10 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
     let mut relations = Vec::with_capacity(rows.len());
     for row in rows {
         let kind: String = row.get(1);
-        let oid = row.get(0);
+        let oid: u32 = row.get(0);
         // A right that cannot be told, since the relation is gone, is judged when it is locked.
         let readable: Option<bool> = row.get(5);
         relations.push(Relation {
-            oid,
             kind: match kind.as_str() {
                 "r" => RelationKind::Table,
                 "p" => RelationKind::Partitioned,
@@ -241,10 +236,8 @@ pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, P
 /// What the database holds that this version does not capture, in words.
 pub(super) async fn not_supported(session: &Session, relations: &[Relation]) -> Result<Option<String>, PostgresError> {
     let failed = || query(format!("looking for large objects and extensions in database `{}`", session.database));
-    let row = session
-        .query_one("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata", &[])
-        .await
-        .map_err(failed())?;
+    let row =
+        session.query_one("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata", &[]).await.map_err(failed())?;
     let large_objects = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
     if large_objects > 0 {
         return Ok(Some(crate::report::count(large_objects, "large object")));

@@ -123,11 +123,16 @@ impl Server {
         let connecting = async {
             Ok(match self.tls()? {
                 None => {
-                    let (client, connection) = config.ssl_mode(SslMode::Disable).connect(NoTls).await.map_err(|e| self.failed(database, &e))?;
+                    let (client, connection) = config
+                        .ssl_mode(SslMode::Disable)
+                        .connect(NoTls)
+                        .await
+                        .map_err(|e| self.failed(database, &e))?;
                     (client, tokio::spawn(drive(connection)))
                 }
                 Some(tls) => {
-                    let (client, connection) = config.ssl_mode(SslMode::Require).connect(tls).await.map_err(|e| self.failed(database, &e))?;
+                    let (client, connection) =
+                        config.ssl_mode(SslMode::Require).connect(tls).await.map_err(|e| self.failed(database, &e))?;
                     (client, tokio::spawn(drive(connection)))
                 }
             })
@@ -156,7 +161,9 @@ impl Server {
         let detail = words(error);
         let whole = format!("{server} (database `{database}`, role `{}`)", self.config.endpoint.user);
         match error.code() {
-            Some(&SqlState::INVALID_CATALOG_NAME) => PostgresError::NoSuchDatabase { database: database.to_owned(), server },
+            Some(&SqlState::INVALID_CATALOG_NAME) => {
+                PostgresError::NoSuchDatabase { database: database.to_owned(), server }
+            }
             Some(&SqlState::INVALID_PASSWORD | &SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
                 PostgresError::Login { server: whole, detail }
             }

@@ -131,7 +131,9 @@ pub enum PostgresError {
         what: String,
     },
     /// A relation was truncated, rewritten or dropped between the snapshot and its lock, again and again.
-    #[error("{relation} in database `{database}` was rewritten, truncated or dropped while the snapshot was taken, {attempts} times in a row")]
+    #[error(
+        "{relation} in database `{database}` was rewritten, truncated or dropped while the snapshot was taken, {attempts} times in a row"
+    )]
     Changed {
         /// The relation.
         relation: String,

@@ -17,12 +17,7 @@ mod tools;
 use async_trait::async_trait;
 use secrecy::SecretString;
 
-use self::{
-    capture::PostgresCapture,
-    catalog::RelationKind,
-    connect::Server,
-    tools::Tools,
-};
+use self::{capture::PostgresCapture, catalog::RelationKind, connect::Server, tools::Tools};
 use super::{Capture, Finding, Level, Restore, RestoreRequest, Source, SourceError};
 use crate::{config::PostgresConfig, pipeline::SnapshotReader, report};
 

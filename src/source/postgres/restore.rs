@@ -42,7 +42,10 @@ fn free_name(base: &str, what: &str, tail: &str, taken: &HashSet<String>) -> Str
     if !taken.contains(&first) {
         return first;
     }
-    (2..).map(|n: u32| name_with(base, &format!("_{what}_{tail}_{n}"))).find(|name| !taken.contains(name)).unwrap_or(first)
+    (2..)
+        .map(|n: u32| name_with(base, &format!("_{what}_{tail}_{n}")))
+        .find(|name| !taken.contains(name))
+        .unwrap_or(first)
 }
 
 /// A planned restore of PostgreSQL.
@@ -87,7 +90,11 @@ pub(super) async fn plan(
     let globals = snapshot.text(snapshot.artifact(GLOBALS)?, MOST_GLOBALS).await?;
     let roles = roles::plan(&globals, &existing);
     if !roles.create.is_empty() {
-        plan.steps.push(format!("create {}: {}", report::count(roles.create.len() as u64, "role"), report::list(&roles.create, 10)));
+        plan.steps.push(format!(
+            "create {}: {}",
+            report::count(roles.create.len() as u64, "role"),
+            report::list(&roles.create, 10)
+        ));
     }
     if !roles.kept.is_empty() {
         plan.notes.push(format!("roles that exist are left as they are: {}", report::list(&roles.kept, 10)));
@@ -104,7 +111,10 @@ pub(super) async fn plan(
         for missing in database.extensions.iter().filter(|extension| !target.extensions.contains(&extension.name)) {
             refuse_into(
                 &mut plan,
-                format!("database `{}` needs extension `{}`, which the target does not have", database.name, missing.name),
+                format!(
+                    "database `{}` needs extension `{}`, which the target does not have",
+                    database.name, missing.name
+                ),
                 "install the extension's package on the target server",
             );
         }
@@ -115,7 +125,8 @@ pub(super) async fn plan(
                 "create a tablespace of that name on the target",
             );
         }
-        let build = plan_database(server, &snapshot, database, to, &target, request, &mut taken, &tail, &mut plan).await?;
+        let build =
+            plan_database(server, &snapshot, database, to, &target, request, &mut taken, &tail, &mut plan).await?;
         builds.push(build);
     }
     if builds.is_empty() && plan.refusals.is_empty() {
@@ -221,7 +232,7 @@ async fn plan_database(
 ) -> Result<Build, SourceError> {
     let temporary = free_name(&to, "restoring", tail, taken);
     taken.insert(temporary.clone());
-    let build = Build::new(snapshot, database.clone(), to.clone(), temporary.clone())?;
+    let mut build = Build::new(snapshot, database.clone(), to.clone(), temporary.clone())?;
     let from = if database.name == to { String::new() } else { format!(" as `{to}`") };
     plan.steps.push(format!(
         "build database `{}`{from} under the name `{temporary}`: {}, {}, {}",
@@ -271,9 +282,11 @@ async fn plan_database(
     plan.steps.push(format!("rename `{to}` to `{before}` and `{temporary}` to `{to}`, in one transaction"));
     plan.notes.push(format!("the old `{to}` is kept as `{before}`: the target needs room for both"));
     if let Some(n) = target.sessions.get(&to) {
-        plan.notes.push(format!("{} on `{to}` will be ended", report::count(u64::try_from(*n).unwrap_or(0), "session")));
+        plan.notes
+            .push(format!("{} on `{to}` will be ended", report::count(u64::try_from(*n).unwrap_or(0), "session")));
     }
-    Ok(Build { keep_as: Some(before), ..build })
+    build.keep_as = Some(before);
+    Ok(build)
 }
 
 #[async_trait]

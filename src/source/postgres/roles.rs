@@ -95,7 +95,10 @@ mod tests {
         assert_eq!(plan.create, ["app", "We;ird"]);
         assert_eq!(plan.kept, ["postgres"]);
         let told = plan.statements.join("\n");
-        assert!(!told.contains("ALTER ROLE postgres") && !told.contains("pg_monitor") && !told.contains("TABLESPACE"), "{told}");
+        assert!(
+            !told.contains("ALTER ROLE postgres") && !told.contains("pg_monitor") && !told.contains("TABLESPACE"),
+            "{told}"
+        );
         assert!(told.contains("ALTER ROLE app SET") && told.contains("COMMENT ON ROLE app"), "{told}");
         assert!(told.contains("GRANT \"We;ird\" TO app") && told.contains("GRANT app TO postgres"), "{told}");
     }

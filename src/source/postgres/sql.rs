@@ -211,10 +211,19 @@ mod tests {
     #[test]
     fn a_database_gets_another_name_where_it_is_meant_and_nowhere_else() {
         for (sql, renamed) in [
-            ("CREATE DATABASE altlas WITH TEMPLATE = template0", "CREATE DATABASE \"n\"\"ew\" WITH TEMPLATE = template0"),
-            ("ALTER ROLE altlas IN DATABASE altlas SET search_path TO 'altlas'", "ALTER ROLE altlas IN DATABASE \"n\"\"ew\" SET search_path TO 'altlas'"),
+            (
+                "CREATE DATABASE altlas WITH TEMPLATE = template0",
+                "CREATE DATABASE \"n\"\"ew\" WITH TEMPLATE = template0",
+            ),
+            (
+                "ALTER ROLE altlas IN DATABASE altlas SET search_path TO 'altlas'",
+                "ALTER ROLE altlas IN DATABASE \"n\"\"ew\" SET search_path TO 'altlas'",
+            ),
             ("COMMENT ON DATABASE altlas IS 'DATABASE altlas'", "COMMENT ON DATABASE \"n\"\"ew\" IS 'DATABASE altlas'"),
-            ("REVOKE CONNECT,TEMPORARY ON DATABASE altlas FROM PUBLIC", "REVOKE CONNECT,TEMPORARY ON DATABASE \"n\"\"ew\" FROM PUBLIC"),
+            (
+                "REVOKE CONNECT,TEMPORARY ON DATABASE altlas FROM PUBLIC",
+                "REVOKE CONNECT,TEMPORARY ON DATABASE \"n\"\"ew\" FROM PUBLIC",
+            ),
         ] {
             let statement = &statements(sql)[0];
             assert!(statement.is_on_database("altlas"));

@@ -83,7 +83,10 @@ async fn rename(session: &Session, swaps: &[Swap]) -> Result<(), PostgresError> 
     }
     session.batch_execute("BEGIN").await.map_err(query("beginning the renaming"))?;
     for (statement, database) in statements {
-        session.batch_execute(&statement).await.map_err(query(format!("putting database `{database}` in place ({statement})")))?;
+        session
+            .batch_execute(&statement)
+            .await
+            .map_err(query(format!("putting database `{database}` in place ({statement})")))?;
     }
     session.batch_execute("COMMIT").await.map_err(query("committing the renaming"))
 }

@@ -46,8 +46,10 @@ fn folders(tools_dir: Option<&Path>, major: u32) -> Vec<PathBuf> {
     if let Some(folder) = tools_dir {
         return vec![folder.to_owned()];
     }
-    let mut folders =
-        vec![PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")), PathBuf::from(format!("/usr/pgsql-{major}/bin"))];
+    let mut folders = vec![
+        PathBuf::from(format!("/usr/lib/postgresql/{major}/bin")),
+        PathBuf::from(format!("/usr/pgsql-{major}/bin")),
+    ];
     folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
     folders.dedup();
     folders
@@ -246,7 +248,10 @@ impl Program {
             stdout.take(most + 1).read_to_end(&mut printed).await.map_err(|error| self.run_error(&error))?;
         }
         if printed.len() as u64 > most {
-            return Err(PostgresError::Run { program: self.name, detail: format!("it printed more than {most} bytes") });
+            return Err(PostgresError::Run {
+                program: self.name,
+                detail: format!("it printed more than {most} bytes"),
+            });
         }
         let status = child.wait().await.map_err(|error| self.run_error(&error))?;
         self.ended(what, status, stderr).await?;

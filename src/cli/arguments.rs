@@ -1,0 +1,138 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{operation::VerifyLevel, repository::Selector};
+
+/// Backs up PostgreSQL to S3-compatible storage and proves that what it stored can be restored.
+#[derive(Debug, Parser)]
+#[command(name = "altlas-backup", version, max_term_width = 120, propagate_version = true)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// Configuration file [env: ALTLAS_BACKUP_CONFIG] [default: ./altlas-backup.toml, then /etc/altlas-backup/altlas-backup.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Repository to use in place of the configured one: s3://bucket/prefix or file:///folder
+    #[arg(long, global = true, value_name = "URL")]
+    pub(super) repository: Option<String>,
+    /// Print exactly one JSON document on stdout, also on failure
+    #[arg(long, global = true)]
+    pub(super) json: bool,
+    /// Say more on stderr; twice: everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub(super) verbose: u8,
+    /// Say only errors on stderr
+    #[arg(short, long, global = true)]
+    pub(super) quiet: bool,
+    /// When to use colour
+    #[arg(long, global = true, value_enum, default_value = "auto", value_name = "WHEN")]
+    pub(super) color: Color,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Create the repository
+    Init {
+        /// Be content with a repository that is there already
+        #[arg(long)]
+        if_missing: bool,
+    },
+    /// Make one backup now
+    Backup {
+        /// Only this source (may be given several times)
+        #[arg(long, value_name = "NAME")]
+        source: Vec<String>,
+    },
+    /// List backups, newest first
+    List,
+    /// Show one backup: sources, artifacts, sizes
+    Show {
+        /// An id, a unique beginning of one, or `latest`
+        backup: Selector,
+    },
+    /// Check that a backup is what it was when it was made
+    Verify {
+        /// An id, a unique beginning of one, or `latest`
+        #[arg(default_value = "latest")]
+        backup: Selector,
+        /// How deep: `presence` lists every object, `content` reads every byte, `restore` is not in this version yet
+        #[arg(long, default_value = "restore", value_name = "presence|content|restore")]
+        level: VerifyLevel,
+    },
+    /// Restore a backup: shows the plan first, touches nothing before it is confirmed
+    Restore(Restore),
+    /// Check configuration, repository, sources, privileges, versions and clocks
+    Doctor,
+    /// Print shell completions
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Arguments of `restore`.
+#[derive(Debug, Args)]
+pub(super) struct Restore {
+    /// An id, a unique beginning of one, `latest` or `latest-verified`
+    #[arg(default_value = "latest-verified")]
+    pub(super) backup: Selector,
+    /// Only this source (may be given several times)
+    #[arg(long, value_name = "NAME")]
+    pub(super) source: Vec<String>,
+    /// Restore a source into another server; its password comes from ALTLAS_BACKUP_TARGET_<NAME>_PASSWORD, else from the source's own
+    #[arg(long, value_name = "NAME=URL", value_parser = pair)]
+    pub(super) target: Vec<(String, String)>,
+    /// Restore only this database, under the name TO (may be given several times)
+    #[arg(long, value_name = "FROM=TO", value_parser = pair)]
+    pub(super) database: Vec<(String, String)>,
+    /// Show the plan and stop
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Carry out the plan without asking
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// Replace databases that hold tables; the old ones are kept under another name
+    #[arg(long)]
+    pub(super) overwrite: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((left, right)) if !left.is_empty() && !right.is_empty() => Ok((left.to_owned(), right.to_owned())),
+        _ => Err("two names with `=` between them are needed".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Arguments::command().debug_assert();
+    }
+}

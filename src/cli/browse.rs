@@ -1,0 +1,121 @@
+//! `list` and `show`.
+
+use super::output::{Output, table};
+use crate::{
+    operation::{self, Context, Error, ListReport, ListedBackup, ShownBackup, exit},
+    report,
+    repository::Selector,
+};
+
+pub(super) async fn list(context: &Context, output: &Output) -> Result<u8, Error> {
+    let report = operation::list(context).await?;
+    output.result(&report, || list_text(&report));
+    Ok(exit::DONE)
+}
+
+fn list_text(report: &ListReport) -> String {
+    if report.backups.is_empty() {
+        return format!("no backup in {}", report.url);
+    }
+    let mut rows = vec![
+        ["backup", "started", "age", "state", "verdict", "sources", "raw", "stored", "uploaded"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut problems = String::new();
+    for backup in &report.backups {
+        rows.push(match backup {
+            ListedBackup::Good { head } => {
+                let sum = |of: fn(&crate::repository::Sizes) -> u64| {
+                    report::bytes(head.sources.iter().map(|source| of(&source.sizes)).sum())
+                };
+                let sources: Vec<String> = head
+                    .sources
+                    .iter()
+                    .map(|source| {
+                        if source.state.is_usable() {
+                            source.name.clone()
+                        } else {
+                            format!("{} ({})", source.name, source.state)
+                        }
+                    })
+                    .collect();
+                vec![
+                    head.backup.to_string(),
+                    report::time(head.started),
+                    report::ago(head.started, report.now),
+                    head.state.to_string(),
+                    "unverified".to_owned(),
+                    report::list(&sources, 4),
+                    sum(|sizes| sizes.raw),
+                    sum(|sizes| sizes.stored),
+                    sum(|sizes| sizes.uploaded),
+                ]
+            }
+            ListedBackup::Damaged { backup, problem } => {
+                problems.push_str(&format!("{backup} is damaged: {problem}\n"));
+                vec![backup.clone(), "?".into(), "?".into(), "DAMAGED".into()]
+            }
+            ListedBackup::Unfinished { backup, manifests, written } => {
+                problems.push_str(&format!(
+                    "{backup} is unfinished: {} without a head\n",
+                    report::count(*manifests as u64, "manifest")
+                ));
+                vec![backup.clone(), report::time(*written), report::ago(*written, report.now), "unfinished".into()]
+            }
+        });
+    }
+    format!("{}{}", table(&rows, &[6, 7, 8]), report::printable(&problems))
+}
+
+pub(super) async fn show(context: &Context, selector: &Selector, output: &Output) -> Result<u8, Error> {
+    let shown = operation::show(context, selector).await?;
+    output.result(&shown, || show_text(&shown));
+    Ok(exit::DONE)
+}
+
+fn show_text(shown: &ShownBackup) -> String {
+    let head = &shown.head;
+    let mut text = format!(
+        "backup {}: {}, unverified\nstarted {} ({}), finished {}\nepoch {}, made by {}, in {}\n",
+        head.backup,
+        head.state,
+        report::time(head.started),
+        report::ago(head.started, shown.now),
+        report::time(head.finished),
+        head.epoch,
+        head.tool,
+        shown.url,
+    );
+    for source in &head.sources {
+        text.push_str(&format!("\nsource `{}` ({}): {}", source.name, source.kind, source.state));
+        if let Some(at) = source.cut_at {
+            text.push_str(&format!(", cut {}", report::time(at)));
+        }
+        text.push_str(&format!(
+            "\n{}, {} raw, {} stored, {} uploaded by this backup\n",
+            report::count(source.rows, "row"),
+            report::bytes(source.sizes.raw),
+            report::bytes(source.sizes.stored),
+            report::bytes(source.sizes.uploaded)
+        ));
+        let Some(manifest) = shown.sources.iter().find(|manifest| manifest.name == source.name) else { continue };
+        let mut rows = vec![["artifact", "rows", "raw", "stored", "parts", "fingerprint"].map(str::to_owned).to_vec()];
+        for artifact in &manifest.artifacts {
+            let fingerprint = artifact.fingerprint;
+            rows.push(vec![
+                artifact.path.clone(),
+                fingerprint.map_or_else(String::new, |fingerprint| fingerprint.rows.to_string()),
+                report::bytes(artifact.raw),
+                report::bytes(artifact.parts.iter().map(|part| part.stored).sum()),
+                artifact.parts.len().to_string(),
+                fingerprint.map_or_else(String::new, |fingerprint| format!("{:032x}", fingerprint.sum)),
+            ]);
+        }
+        text.push_str(&table(&rows, &[1, 2, 3, 4]));
+        for left_out in &manifest.uncovered {
+            text.push_str(&format!("not covered: {}\n", report::printable(left_out)));
+        }
+    }
+    text
+}

@@ -1,0 +1,64 @@
+//! `verify`.
+
+use super::{
+    output::{Output, Paint},
+    progress,
+};
+use crate::{
+    operation::{self, Context, Error, VerifyLevel, VerifyReport, exit},
+    report,
+    repository::Selector,
+};
+
+pub(super) async fn run(
+    context: &Context,
+    selector: &Selector,
+    level: VerifyLevel,
+    output: &Output,
+) -> Result<u8, Error> {
+    let report = {
+        let _shown = progress::show(context.progress.clone(), output);
+        operation::verify(context, selector, level).await?
+    };
+    output.result(&report, || text(&report, output));
+    Ok(if report.problems.is_empty() { exit::DONE } else { exit::VERDICT_FAILED })
+}
+
+fn text(report: &VerifyReport, output: &Output) -> String {
+    let subject = match &report.backup {
+        Some(id) => format!("backup {id}"),
+        None => "the repository".to_owned(),
+    };
+    let mut text = String::new();
+    for problem in &report.problems {
+        let mut line = report::printable(&problem.what);
+        if let Some(source) = &problem.source {
+            line.push_str(&format!("; source `{source}`"));
+        }
+        if !problem.artifacts.is_empty() {
+            line.push_str(&format!("; {}", report::printable(&report::list(&problem.artifacts, 5))));
+        }
+        text.push_str(&format!("{} {subject}: {line}\n", output.paint(Paint::Bad, "damaged:")));
+    }
+    let level = match report.level {
+        VerifyLevel::Presence => "presence",
+        VerifyLevel::Content => "content",
+        VerifyLevel::Restore => "restore",
+    };
+    if !report.problems.is_empty() {
+        let n = report::count(report.problems.len() as u64, "problem");
+        text.push_str(&format!("{subject}: {} at level {level}: {n}", output.paint(Paint::Bad, "FAILED")));
+        return text;
+    }
+    let what = match report.level {
+        VerifyLevel::Presence => format!("every one of {} is there in its size", report::count(report.parts, "part")),
+        _ => format!(
+            "{}, {} and {} read and equal to what was captured",
+            report::count(report.parts, "part"),
+            report::bytes(report.raw),
+            report::count(report.rows, "row")
+        ),
+    };
+    text.push_str(&format!("{subject}: {} at level {level}: {what}", output.paint(Paint::Good, "sound")));
+    text
+}
