@@ -8,7 +8,9 @@
     reason = "a test that cannot go on has failed, and the panic says where"
 )]
 
+mod by_hand;
 mod fixture;
 mod harness;
+mod roundtrip;
 mod store;
 mod support;

@@ -43,7 +43,7 @@ pub(super) struct SnapshotDetail {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct DatabaseDetail {
     pub(super) name: String,
-    /// Where its artifacts are: `databases/<n>`.
+    /// Where its artifacts are: `databases/<name>`.
     pub(super) folder: String,
     pub(super) encoding: String,
     pub(super) cut_at: Timestamp,
@@ -138,8 +138,8 @@ impl PostgresCapture {
         }
         let cut_at = Timestamp::now();
         let mut databases = Vec::with_capacity(names.len());
-        for (n, name) in names.iter().enumerate() {
-            databases.push(hold(server, name, format!("databases/{n}"), &role.name).await?);
+        for name in &names {
+            databases.push(hold(server, name, &role.name).await?);
         }
         Ok(Self {
             server: server.clone(),
@@ -154,10 +154,10 @@ impl PostgresCapture {
 }
 
 /// Takes one database's snapshot; starts over when a relation changed under it.
-async fn hold(server: &Server, name: &str, folder: String, role: &str) -> Result<HeldDatabase, PostgresError> {
+async fn hold(server: &Server, name: &str, role: &str) -> Result<HeldDatabase, PostgresError> {
     let mut last = String::new();
     for attempt in 1..=ATTEMPTS {
-        match try_hold(server, name, folder.clone(), role).await? {
+        match try_hold(server, name, role).await? {
             Attempt::Held(held) => return Ok(*held),
             Attempt::Changed(relation) => {
                 tracing::info!(
@@ -170,7 +170,7 @@ async fn hold(server: &Server, name: &str, folder: String, role: &str) -> Result
     Err(PostgresError::Changed { relation: last, database: name.to_owned(), attempts: ATTEMPTS })
 }
 
-async fn try_hold(server: &Server, name: &str, folder: String, role: &str) -> Result<Attempt, PostgresError> {
+async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, PostgresError> {
     let holder = server.connect(name).await?;
     holder
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
@@ -216,7 +216,7 @@ async fn try_hold(server: &Server, name: &str, folder: String, role: &str) -> Re
     let Properties { encoding, extensions, tablespaces, objects } = catalog::properties(&holder).await?;
     let detail = DatabaseDetail {
         name: name.to_owned(),
-        folder,
+        folder: format!("databases/{}", catalog::shown_name(name)),
         row_settings: connect::row_settings(&encoding),
         encoding,
         cut_at,
@@ -358,7 +358,7 @@ impl PostgresCapture {
                 // for ever. The holder has its lock already and reads such a table itself.
                 let lock = format!("SAVEPOINT l; LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", table.sql());
                 match session.batch_execute(&lock).await {
-                    Ok(()) => copy_out(&session, table, into).await?,
+                    Ok(()) => copy_out(&session, &held.detail, table, into).await?,
                     Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                         session.batch_execute("ROLLBACK TO l").await.map_err(query("going back to a savepoint"))?;
                         left.push(table);
@@ -382,7 +382,7 @@ impl PostgresCapture {
         let settings = held.detail.row_settings.join("; ");
         held.holder.batch_execute(&settings).await.map_err(query("pinning the settings of rows"))?;
         for table in left.into_iter().flatten() {
-            copy_out(&held.holder, table, into).await?;
+            copy_out(&held.holder, &held.detail, table, into).await?;
         }
         Ok(())
     }
@@ -393,7 +393,12 @@ async fn restrict_argument(tools: &Tools, into: &SnapshotWriter) -> Result<Optio
     Ok(tools.knows_restrict_key().await?.then(|| format!("--restrict-key={}", into.restrict_key())))
 }
 
-async fn copy_out(session: &Session, table: &Relation, into: &SnapshotWriter) -> Result<(), SourceError> {
+async fn copy_out(
+    session: &Session,
+    database: &DatabaseDetail,
+    table: &Relation,
+    into: &SnapshotWriter,
+) -> Result<(), SourceError> {
     let target = copy_target(&table.schema, &table.name, &table.columns);
     let detail = TableDetail {
         database: session.database.clone(),
@@ -402,7 +407,7 @@ async fn copy_out(session: &Session, table: &Relation, into: &SnapshotWriter) ->
         copy: format!("COPY {target} FROM STDIN"),
     };
     let failed = || query(format!("reading {} of database `{}`", table.shown(), session.database));
-    let path = format!("tables/{}/{}", sql::ident(&session.database), table.shown());
+    let path = format!("{}/tables/{}", database.folder, table.shown());
     let mut writer = into.artifact(path, Format::CopyText).await?;
     let rows = session.copy_out(&format!("COPY {target} TO STDOUT")).await.map_err(failed())?;
     let mut rows = std::pin::pin!(rows);

@@ -147,14 +147,16 @@ impl Relation {
     }
 }
 
-/// `schema.name`, with quotes where PostgreSQL would need them.
+/// A name with quotes where PostgreSQL would need them.
+pub(super) fn shown_name(name: &str) -> String {
+    let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if plain { name.to_owned() } else { sql::ident(name) }
+}
+
+/// `schema.name`, each as [`shown_name`].
 pub(super) fn shown(schema: &str, name: &str) -> String {
-    let plain = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-    };
-    let part = |text: &str| if plain(text) { text.to_owned() } else { sql::ident(text) };
-    format!("{}.{}", part(schema), part(name))
+    format!("{}.{}", shown_name(schema), shown_name(name))
 }
 
 /// Which relations are the user's. `$1` is nothing; `c` and `n` are in scope behind it.

@@ -1,5 +1,6 @@
 //! Real S3 servers on free loopback ports, each with its own folder and credentials, gone with the test.
 
+use super::workspace::S3Place;
 use std::{
     fs,
     net::TcpListener,
@@ -350,4 +351,46 @@ fn spawn(mut command: Command, log: fs::File) -> Child {
     let (answer, started) = mpsc::channel();
     spawner.send((command, answer)).unwrap();
     started.recv().unwrap().unwrap()
+}
+
+/// Which S3 server.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum S3Kind {
+    SeaweedFs,
+    Minio,
+}
+
+/// An S3 server for tests that are threads and not async.
+pub(crate) struct BlockingS3 {
+    server: S3Server,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl BlockingS3 {
+    /// Starts one; none where MinIO's program is not there.
+    pub(crate) fn start(kind: S3Kind) -> Option<BlockingS3> {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let server = runtime.block_on(async {
+            match kind {
+                S3Kind::SeaweedFs => Some(S3Server::seaweedfs().await),
+                S3Kind::Minio => S3Server::minio().await,
+            }
+        })?;
+        Some(BlockingS3 { server, runtime })
+    }
+
+    /// A place for a repository; the bucket is made where it is not there.
+    pub(crate) fn place(&self, bucket: &str, prefix: &str) -> S3Place {
+        let buckets = self.runtime.block_on(self.server.client().list_buckets().send()).unwrap();
+        if !buckets.buckets().iter().any(|found| found.name() == Some(bucket)) {
+            self.runtime.block_on(self.server.create_bucket(bucket));
+        }
+        S3Place {
+            endpoint: self.server.endpoint().to_owned(),
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+            access_key_id: self.server.access_key().to_owned(),
+            secret_access_key: self.server.secret_key().to_owned(),
+        }
+    }
 }

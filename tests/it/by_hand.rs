@@ -1,0 +1,52 @@
+//! Line 4: the commands that the README shows for a restore without this program give the same table.
+
+use std::process::Command;
+
+use crate::support::{
+    postgres::{Major, Postgres},
+    tools,
+    workspace::Workspace,
+};
+
+/// The first block of shell commands below this heading of the README.
+fn commands_under(heading: &str) -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let below = readme.split_once(heading).unwrap_or_else(|| panic!("the README has no `{heading}`")).1;
+    let block = below.split_once("```sh\n").unwrap().1;
+    block.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_readme_s_commands_restore_a_table() {
+    let source = Postgres::start(Major::V15);
+    source.create_altlas("altlas", 40_000, 3);
+    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    workspace.run(&["init"]).ok();
+    workspace.run(&["backup"]).ok();
+
+    let target = Postgres::start(Major::V15);
+    target.psql("postgres", "CREATE ROLE altlas; CREATE ROLE altlas_reader; CREATE DATABASE altlas OWNER altlas");
+    let script = format!("set -euo pipefail\n{}", commands_under("## Restore by hand"));
+    let output = Command::new("bash")
+        .arg("-c")
+        .arg(&script)
+        .current_dir(workspace.repository_folder())
+        .env("PGHOST", "127.0.0.1")
+        .env("PGPORT", target.port().to_string())
+        .env("PGUSER", "postgres")
+        .env("PGPASSWORD", target.password())
+        .env("PATH", format!("{}:/usr/bin:/bin", tools::client_folder(Major::V15).display()))
+        .output()
+        .unwrap();
+    let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{script}\n{told}");
+    let (was, is) = (source.digests("altlas"), target.digests("altlas"));
+    assert_eq!(was["public.last_files"], is["public.last_files"], "{told}");
+    assert!(was["public.last_files"].0 == 40_000);
+    // More than one part, or the order would not be tried.
+    let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
+    let artifacts = shown["sources"][0]["artifacts"].as_array().unwrap();
+    let table =
+        artifacts.iter().find(|artifact| artifact["path"] == "databases/altlas/tables/public.last_files").unwrap();
+    assert!(table["parts"].as_array().unwrap().len() > 1, "{}", table["parts"]);
+}

@@ -1,0 +1,230 @@
+//! The whole way: a server, a repository, another server with the same content.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::support::{
+    binary::Run,
+    fixture,
+    postgres::{Major, Postgres},
+    s3::{BlockingS3, S3Kind},
+    tools,
+    workspace::Workspace,
+};
+
+/// `pg_dump` of one database, without what names a version or is random.
+fn schema(server: &Postgres, database: &str, by: Major) -> String {
+    let output = Command::new(tools::client_program(by, "pg_dump"))
+        .env("PGPASSWORD", server.password())
+        .args(["--schema-only", "--create", "-h", "127.0.0.1", "-U", "postgres", "-p"])
+        .arg(server.port().to_string())
+        .arg(database)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let random = ["-- Dumped", "\\restrict", "\\unrestrict"];
+    text.lines().filter(|line| !random.iter().any(|start| line.starts_with(start))).collect::<Vec<_>>().join("\n")
+}
+
+/// A server with the two databases that are to come back.
+fn filled(major: Major) -> Postgres {
+    let server = Postgres::start(major);
+    server.create_altlas("altlas", 1500, 1);
+    server.psql("postgres", "CREATE DATABASE shapes TEMPLATE template0 ENCODING 'UTF8'");
+    server.psql_file("shapes", &fixture("shapes.sql"), &[]);
+    // One row longer than a part of 32 MiB, not compressible to nothing.
+    server.psql(
+        "shapes",
+        "CREATE TABLE public.long (id int, t text); INSERT INTO public.long VALUES (1, 'before'); \
+         INSERT INTO public.long SELECT 2, string_agg(md5(g::text), '') FROM generate_series(1, 1200000) g; \
+         INSERT INTO public.long VALUES (3, 'after')",
+    );
+    server
+}
+
+/// Backs up, looks, restores and compares; `by` is a `pg_dump` that reads both servers.
+fn round_trip(source: &Postgres, workspace: &Workspace, target: &Postgres, by: Major) {
+    workspace.run(&["init"]).ok();
+    let backup = workspace.run(&["--json", "backup"]).ok().json();
+    assert_eq!(backup["state"], "complete");
+    for level in ["presence", "content"] {
+        let verified = workspace.run(&["--json", "verify", "latest", "--level", level]).ok().json();
+        assert_eq!(verified["verdict"], "sound");
+        assert_eq!(verified["backup"], backup["backup"]);
+    }
+    let restored = restore(workspace, target, &[]).ok().json();
+    let items = restored["sources"][0][1]["items"].as_array().unwrap();
+    for database in ["altlas", "shapes"] {
+        let (was, is) = (source.digests(database), target.digests(database));
+        assert_eq!(was, is, "rows of {database}");
+        for (table, (rows, _)) in &was {
+            let found = items.iter().filter(|item| item["rows"] == Value::from(*rows)).count();
+            assert!(found > 0, "{table} is reported with its {rows} rows");
+        }
+        assert_eq!(schema(source, database, by), schema(target, database, by), "definitions of {database}");
+        let sequences = "SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2";
+        assert_eq!(source.psql(database, sequences), target.psql(database, sequences));
+    }
+    assert!(items.iter().all(|item| item["compared"] == "same"), "{items:?}");
+    let roles = "SELECT rolname, rolpassword, rolsuper, rolcanlogin, r.setconfig FROM pg_authid a \
+         LEFT JOIN pg_db_role_setting r ON r.setrole = a.oid AND r.setdatabase = 0 \
+         WHERE rolname !~ '^pg_' AND rolname <> 'postgres' ORDER BY 1";
+    assert_eq!(source.psql("postgres", roles), target.psql("postgres", roles));
+}
+
+/// `restore latest` into another server than the source's.
+fn restore(workspace: &Workspace, target: &Postgres, more: &[&str]) -> Run {
+    let mut arguments = vec!["--json", "restore", "latest", "--yes", "--target"];
+    let address = format!("database={}", target.url("postgres"));
+    arguments.push(&address);
+    arguments.extend(more);
+    workspace.run(&arguments).env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
+}
+
+/// A folder, and SeaweedFS, for one pair of versions.
+fn both_stores(from: Major, to: Major, by: Major) {
+    let source = filled(from);
+    let folder = Workspace::folder().postgres(&source, &["altlas", "shapes"]);
+    round_trip(&source, &folder, &Postgres::start(to), by);
+    let seaweed = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
+    let on_s3 = Workspace::s3(&seaweed.place("backups", "alt-las/prod")).postgres(&source, &["altlas", "shapes"]);
+    round_trip(&source, &on_s3, &Postgres::start(to), by);
+}
+
+#[test]
+fn from_15_to_15_by_folder_and_seaweedfs() {
+    both_stores(Major::V15, Major::V15, Major::V15);
+}
+
+#[test]
+fn from_18_to_18_by_folder_and_seaweedfs() {
+    both_stores(Major::V18, Major::V18, Major::V18);
+}
+
+#[test]
+fn from_15_to_18_by_folder_and_seaweedfs() {
+    both_stores(Major::V15, Major::V18, Major::V18);
+}
+
+#[test]
+fn on_minio() {
+    let Some(minio) = BlockingS3::start(S3Kind::Minio) else {
+        println!("MinIO is not here: left out (scripts/tools --minio builds it)");
+        return;
+    };
+    let source = filled(Major::V15);
+    let workspace = Workspace::s3(&minio.place("backups", "alt-las")).postgres(&source, &["altlas", "shapes"]);
+    round_trip(&source, &workspace, &Postgres::start(Major::V15), Major::V15);
+}
+
+#[test]
+fn every_database_of_a_server_and_none_that_was_not_there() {
+    let source = Postgres::start(Major::V15);
+    source.create_altlas("one", 50, 1);
+    source.create_altlas("two", 50, 2);
+    let workspace = Workspace::folder().postgres(&source, &["*"]);
+    workspace.run(&["init"]).ok();
+    workspace.run(&["backup"]).ok();
+    let target = Postgres::start(Major::V15);
+    restore(&workspace, &target, &[]).ok();
+    let databases = "SELECT string_agg(datname, ',' ORDER BY 1) FROM pg_database WHERE NOT datistemplate";
+    assert_eq!(target.psql("postgres", databases).trim(), "one,postgres,two");
+    assert_eq!(source.digests("one"), target.digests("one"));
+    assert_eq!(source.digests("two"), target.digests("two"));
+
+    // Only one of them, under another name, beside what is there.
+    restore(&workspace, &target, &["--database", "two=three"]).ok();
+    assert_eq!(source.digests("two"), target.digests("three"));
+    assert_eq!(target.psql("postgres", databases).trim(), "one,postgres,three,two");
+}
+
+/// Line 3: a second backup of an unchanged database uploads no part.
+#[test]
+fn what_did_not_change_is_not_uploaded_again() {
+    let source = Postgres::start(Major::V15);
+    source.create_altlas("altlas", 5000, 1);
+    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    workspace.run(&["init"]).ok();
+    let first = workspace.run(&["--json", "backup"]).ok().json()["sources"][0].clone();
+    assert_eq!(first["reused_parts"], 0);
+    assert!(first["uploaded"].as_u64().unwrap() > 100_000, "{first}");
+    let parts = |workspace: &Workspace| count_parts(&workspace.repository_folder());
+    let stored = parts(&workspace);
+    assert_eq!(stored as u64, first["parts"].as_u64().unwrap());
+
+    let second = workspace.run(&["--json", "backup"]).ok().json()["sources"][0].clone();
+    assert_eq!(second["new_parts"], 0, "{second}");
+    assert_eq!(second["uploaded"], 0, "{second}");
+    assert_eq!(second["reused_parts"], second["parts"], "{second}");
+    assert_eq!(parts(&workspace), stored);
+    let told = workspace.run(&["backup"]).ok().stdout;
+    for word in ["new", "reused", "stored", "uploaded"] {
+        assert!(told.contains(word), "{told}");
+    }
+
+    // A changed row uploads its part and no other.
+    source.psql("altlas", "UPDATE public.tags SET name = name || '!' WHERE id = (SELECT min(id) FROM public.tags)");
+    let third = workspace.run(&["--json", "backup"]).ok().json()["sources"][0].clone();
+    assert_eq!(third["new_parts"], 1, "{third}");
+    for backup in workspace.run(&["--json", "list"]).ok().json()["backups"].as_array().unwrap() {
+        let id = backup["head"]["backup"].as_str().unwrap();
+        workspace.run(&["verify", id, "--level", "content"]).ok();
+    }
+}
+
+fn count_parts(repository: &std::path::Path) -> usize {
+    let mut found = 0;
+    let mut folders = vec![repository.join("epochs")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "zst") {
+                found += 1;
+            }
+        }
+    }
+    found
+}
+
+/// Line 3: two writers at once, and equal tables in one backup.
+#[test]
+fn two_backups_at_once_and_equal_tables_are_all_sound() {
+    let source = Postgres::start(Major::V15);
+    source.create_altlas("altlas", 5000, 1);
+    source.psql(
+        "altlas",
+        "CREATE SCHEMA twin; CREATE TABLE twin.last_files AS SELECT * FROM public.last_files; \
+         CREATE TABLE twin.again AS SELECT * FROM public.last_files",
+    );
+    let seaweed = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
+    let places: [Workspace; 2] = [Workspace::folder(), Workspace::s3(&seaweed.place("backups", "two"))]
+        .map(|place| place.postgres(&source, &["altlas"]));
+    for workspace in &places {
+        workspace.run(&["init"]).ok();
+        let config = workspace.config();
+        let running: Vec<_> = (0..3).map(|_| Run::new(&["--json", "backup"]).config(&config).spawn()).collect();
+        let outputs: Vec<Value> = running.into_iter().map(|run| run.wait().assert_code(0).json()).collect();
+        for output in &outputs {
+            let id = output["backup"].as_str().unwrap();
+            workspace.run(&["verify", id, "--level", "content"]).ok();
+            let shown = workspace.run(&["--json", "show", id]).ok().json();
+            let artifacts = shown["sources"][0]["artifacts"].as_array().unwrap();
+            let parts = |path: &str| {
+                artifacts.iter().find(|artifact| artifact["path"] == path).unwrap_or_else(|| panic!("{path}"))["parts"]
+                    .clone()
+            };
+            assert_eq!(
+                parts("databases/altlas/tables/public.last_files"),
+                parts("databases/altlas/tables/twin.last_files")
+            );
+            assert_eq!(parts("databases/altlas/tables/public.last_files"), parts("databases/altlas/tables/twin.again"));
+        }
+        let target = Postgres::start(Major::V15);
+        restore(workspace, &target, &[]).ok();
+        assert_eq!(source.digests("altlas"), target.digests("altlas"));
+    }
+}
