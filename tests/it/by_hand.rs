@@ -25,7 +25,8 @@ fn the_readme_s_commands_restore_a_table() {
     workspace.run(&["backup"]).ok();
 
     let target = Postgres::start(Major::V15);
-    target.psql("postgres", "CREATE ROLE altlas; CREATE ROLE altlas_reader; CREATE DATABASE altlas OWNER altlas");
+    target.psql("postgres", "CREATE ROLE altlas; CREATE ROLE altlas_reader");
+    target.psql("postgres", "CREATE DATABASE altlas OWNER altlas");
     let script = format!("set -euo pipefail\n{}", commands_under("## Restore by hand"));
     let output = Command::new("bash")
         .arg("-c")

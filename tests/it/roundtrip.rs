@@ -63,7 +63,9 @@ fn round_trip(source: &Postgres, workspace: &Workspace, target: &Postgres, by: M
             let found = items.iter().filter(|item| item["rows"] == Value::from(*rows)).count();
             assert!(found > 0, "{table} is reported with its {rows} rows");
         }
-        assert_eq!(schema(source, database, by), schema(target, database, by), "definitions of {database}");
+        let (was, is) = (schema(source, database, by), schema(target, database, by));
+        let lost: Vec<&str> = was.lines().filter(|line| !is.lines().any(|other| other == *line)).collect();
+        assert!(was == is, "definitions of {database} differ; lost: {lost:#?}");
         let sequences = "SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2";
         assert_eq!(source.psql(database, sequences), target.psql(database, sequences));
     }
@@ -129,7 +131,7 @@ fn every_database_of_a_server_and_none_that_was_not_there() {
     workspace.run(&["backup"]).ok();
     let target = Postgres::start(Major::V15);
     restore(&workspace, &target, &[]).ok();
-    let databases = "SELECT string_agg(datname, ',' ORDER BY 1) FROM pg_database WHERE NOT datistemplate";
+    let databases = "SELECT string_agg(datname, ',' ORDER BY datname) FROM pg_database WHERE NOT datistemplate";
     assert_eq!(target.psql("postgres", databases).trim(), "one,postgres,two");
     assert_eq!(source.digests("one"), target.digests("one"));
     assert_eq!(source.digests("two"), target.digests("two"));
