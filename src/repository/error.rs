@@ -162,7 +162,7 @@ impl RepositoryError {
             Self::Ambiguous { .. } => Some("give more of the id".into()),
             Self::Unfinished { .. } => Some("the run that wrote it did not finish, or its head was deleted; use another backup".into()),
             Self::NotShown { .. } => Some("the store lost or hid what it had accepted: check it before the next backup; no backup was recorded".into()),
-            Self::TooOld { .. } => Some("raise retention of the grace period (`repository.grace`) or make the backup faster".into()),
+            Self::TooOld { .. } => Some("raise `repository.grace`, or find out what made the backup so slow".into()),
             Self::Encode { .. } => None,
         }
     }

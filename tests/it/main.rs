@@ -14,3 +14,4 @@ mod harness;
 mod roundtrip;
 mod store;
 mod support;
+mod tls;

@@ -300,7 +300,8 @@ fn copy(from: &Path, to: &Path) {
     assert!(status.success(), "cp -a {} {}", from.display(), to.display());
 }
 
-fn give_to_postgres(path: &Path) {
+/// Makes a file or folder the server's own, where it runs as another user.
+pub fn give_to_postgres(path: &Path) {
     if tools::is_root() {
         let status = Command::new("chown").arg("postgres:postgres").arg(path).status().unwrap();
         assert!(status.success(), "chown postgres {}", path.display());

@@ -52,7 +52,8 @@ impl Certificates {
         fs::read(self.folder.path().join("ca.crt")).unwrap()
     }
 
-    fn path(&self, name: &str) -> String {
+    /// The path of `public.crt`, `private.key` or `ca.crt`.
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 }
