@@ -18,8 +18,8 @@ use super::{
     cut::{Cutter, Piece},
 };
 use crate::{
-    repository::{Artifact, Epoch, Format, PartName, PartRef, ReusableParts, RunTail, StoredPart, part_key},
-    store::Store,
+    repository::{Artifact, Epoch, Format, PartName, PartRef, ReusableParts, Reuse, RunTail, StoredPart, part_key},
+    store::{Store, StoreErrorKind},
 };
 
 /// Where a content stands in this run.
@@ -123,21 +123,21 @@ impl Pipeline {
             rows: piece.rows,
             continues: piece.continues,
         };
-        let done = loop {
+        let (done, unproven) = loop {
             let mut pending = {
                 let mut known = self.known();
                 match known.get(&content) {
                     Some(Known::Stored { part, .. }) => return Ok(reference(part.clone())),
                     Some(Known::Pending(done)) => done.clone(),
                     None => match self.reusable.get(&content) {
-                        Some(part) => {
+                        Some((part, Reuse::Known)) => {
                             known.insert(content, Known::Stored { part: part.clone(), new: false });
                             return Ok(reference(part.clone()));
                         }
-                        None => {
+                        found => {
                             let (done, waiting) = watch::channel(None);
                             known.insert(content, Known::Pending(waiting));
-                            break done;
+                            break (done, found.map(|(part, _)| part.clone()));
                         }
                     },
                 }
@@ -150,6 +150,16 @@ impl Pipeline {
                 _ => return Err(PipelineError::Stopped),
             }
         };
+        let finished = |part: StoredPart, new: bool| {
+            self.known().insert(content, Known::Stored { part: part.clone(), new });
+            let _ = done.send(Some(part.clone()));
+            reference(part)
+        };
+        if let Some(part) = unproven
+            && self.is_whole(&part, plain.len()).await?
+        {
+            return Ok(finished(part, false));
+        }
         let keys = self.epoch.keys.clone();
         let (protection, level) = (self.epoch.protection, self.level);
         let (stored, digest) = {
@@ -164,10 +174,30 @@ impl Pipeline {
             self.store.put(&part_key(&self.epoch, &name), stored.into()).await?;
         }
         Progress::add(&self.progress.moved, size);
-        let part = StoredPart { name, stored: size };
-        self.known().insert(content, Known::Stored { part: part.clone(), new: true });
-        let _ = done.send(Some(part.clone()));
-        Ok(reference(part))
+        Ok(finished(StoredPart { name, stored: size }, true))
+    }
+
+    /// Reads a part that a run left behind which crashed: is it all there, and as it was sent? No manifest has told its size,
+    /// so one that was cut short would be taken for whole.
+    async fn is_whole(&self, part: &StoredPart, plain: usize) -> Result<bool, PipelineError> {
+        let key = part_key(&self.epoch, &part.name);
+        // Whatever is longer is damaged, and the lease has no room for it.
+        let whole = part.stored <= codec::longest(self.epoch.protection, plain) as u64 && {
+            let _upload = self.uploads.acquire().await?;
+            match self.store.get(&key).await {
+                Ok(stored) if stored.len() as u64 == part.stored => {
+                    let digest = part.name.stored;
+                    blocking(move || codec::is_stored_as(&stored, &digest)).await?
+                }
+                Ok(_) => false,
+                Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::TooLarge) => false,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if !whole {
+            tracing::warn!("{key} of an unfinished backup is damaged; it will not be reused");
+        }
+        Ok(whole)
     }
 
     fn is_new(&self, content: &[u8; 32]) -> bool {
