@@ -412,10 +412,14 @@ impl BlockingS3 {
         self.runtime.block_on(list(&store(self.server.backend(bucket, prefix))))
     }
 
+    /// Takes an object away.
+    pub(crate) fn delete(&self, bucket: &str, prefix: &str, key: &str) {
+        self.runtime.block_on(store(self.server.backend(bucket, prefix)).delete(key)).unwrap();
+    }
+
     /// Copies every object from one prefix to another that is empty.
     pub(crate) fn copy(&self, bucket: &str, from: &str, to: &str) {
-        let (from_store, to_store) =
-            (store(self.server.backend(bucket, from)), store(self.server.backend(bucket, to)));
+        let (from_store, to_store) = (store(self.server.backend(bucket, from)), store(self.server.backend(bucket, to)));
         self.runtime.block_on(async {
             for key in list(&from_store).await.into_keys() {
                 let bytes = from_store.get(&key).await.unwrap();
