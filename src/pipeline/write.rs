@@ -123,31 +123,35 @@ impl Pipeline {
             rows: piece.rows,
             continues: piece.continues,
         };
-        let (done, unproven) = loop {
-            let mut pending = {
-                let mut known = self.known();
-                match known.get(&content) {
-                    Some(Known::Stored { part, .. }) => return Ok(reference(part.clone())),
-                    Some(Known::Pending(done)) => done.clone(),
-                    None => match self.reusable.get(&content) {
-                        Some((part, Reuse::Known)) => {
-                            known.insert(content, Known::Stored { part: part.clone(), new: false });
-                            return Ok(reference(part.clone()));
-                        }
-                        found => {
-                            let (done, waiting) = watch::channel(None);
-                            known.insert(content, Known::Pending(waiting));
-                            break (done, found.map(|(part, _)| part.clone()));
-                        }
-                    },
-                }
-            };
-            // Someone else has this content in hand; this copy of the plaintext is not needed.
-            lease.shrink(0);
-            match pending.wait_for(Option::is_some).await.map(|part| part.clone()) {
-                Ok(Some(part)) => return Ok(reference(part)),
-                // The other job failed, and its snapshot with it.
-                _ => return Err(PipelineError::Stopped),
+        // Where someone else has this content in hand, their channel; else ours, which tells others that we have.
+        let claim = {
+            let mut known = self.known();
+            match known.get(&content) {
+                Some(Known::Stored { part, .. }) => return Ok(reference(part.clone())),
+                Some(Known::Pending(done)) => Err(done.clone()),
+                None => match self.reusable.get(&content) {
+                    Some((part, Reuse::Known)) => {
+                        known.insert(content, Known::Stored { part: part.clone(), new: false });
+                        return Ok(reference(part.clone()));
+                    }
+                    found => {
+                        let (done, waiting) = watch::channel(None);
+                        known.insert(content, Known::Pending(waiting));
+                        Ok((done, found.map(|(part, _)| part.clone())))
+                    }
+                },
+            }
+        };
+        let (done, unproven) = match claim {
+            Ok(ours) => ours,
+            Err(mut pending) => {
+                // This copy of the plaintext is not needed.
+                lease.shrink(0);
+                return match pending.wait_for(Option::is_some).await.map(|part| part.clone()) {
+                    Ok(Some(part)) => Ok(reference(part)),
+                    // The other job failed, and its snapshot with it.
+                    _ => Err(PipelineError::Stopped),
+                };
             }
         };
         let finished = |part: StoredPart, new: bool| {
@@ -308,7 +312,8 @@ impl SnapshotWriter {
         let mut written = Written::default();
         let mut counted = HashSet::new();
         let mut artifacts = Vec::new();
-        for open in std::mem::take(&mut *self.artifacts.lock().unwrap_or_else(PoisonError::into_inner)) {
+        let opened = std::mem::take(&mut *self.artifacts.lock().unwrap_or_else(PoisonError::into_inner));
+        for open in opened {
             let mut parts = Vec::with_capacity(open.parts.len());
             for part in open.parts {
                 parts.push(part.await.map_err(|_| PipelineError::Stopped)?);

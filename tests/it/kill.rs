@@ -423,7 +423,11 @@ fn init_killed_around_its_one_write() {
             hook.kill();
             Action::Drop
         };
-        if before { proxy.before_write(kill) } else { proxy.after_write(kill) }
+        if before {
+            proxy.before_write(kill)
+        } else {
+            proxy.after_write(kill)
+        }
         let running = workspace.run(&["init"]).spawn();
         killer.process.set(running.id()).unwrap();
         assert!(is_killed(&running.wait()));
