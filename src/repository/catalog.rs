@@ -185,3 +185,30 @@ fn order(entry: &CatalogEntry) -> (String, &str) {
         _ => (format!("{}.999999999", &id[..16]), id),
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::repository::{Anchors, BackupState, RepositoryId};
+
+    #[test]
+    fn a_damaged_head_does_not_hide_behind_a_good_one_of_its_second() {
+        let started: Timestamp = "2026-11-23T01:00:00.9Z".parse().unwrap();
+        let good = CatalogEntry::Good(Box::new(Head {
+            format: 1,
+            repository: RepositoryId::random(),
+            backup: "20261123T010000Z-zzzzzz".parse().unwrap(),
+            epoch: "20261101T010000Z-7h2mxq".parse().unwrap(),
+            tool: String::new(),
+            started,
+            finished: started,
+            state: BackupState::Complete,
+            anchors: Anchors { install_mark: String::new(), epoch: String::new(), keys: String::new() },
+            sources: Vec::new(),
+        }));
+        let damaged = |id: &str| CatalogEntry::Damaged { id: id.parse().unwrap(), trust: Trust::damaged("x", "y") };
+        assert!(order(&damaged("20261123T010000Z-222222")) > order(&good));
+        assert!(order(&damaged("20261123T005959Z-222222")) < order(&good));
+    }
+}
