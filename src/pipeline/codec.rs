@@ -38,6 +38,18 @@ pub(super) fn encode(
     Ok((stored, digest))
 }
 
+/// The most bytes that [`encode`] makes of so many.
+pub(super) fn longest(protection: Protection, plain: usize) -> usize {
+    match protection {
+        Protection::Clear => zstd::zstd_safe::compress_bound(plain),
+    }
+}
+
+/// Are these the bytes that were stored under that name? Then they are what passed [`encode`]'s check.
+pub(super) fn is_stored_as(stored: &[u8], digest: &[u8; 32]) -> bool {
+    <[u8; 32]>::from(Sha256::digest(stored)) == *digest
+}
+
 /// R4's check: the stream is hashed as it comes out and not kept.
 fn decompresses_to(keys: &Keys, frame: &[u8], len: u64, content: &[u8; 32]) -> bool {
     let Ok(mut decoder) = zstd::stream::read::Decoder::with_buffer(frame) else { return false };
@@ -68,8 +80,7 @@ pub(super) fn decode(
     if stored.len() as u64 != part.stored {
         return Err(damaged(format!("is {} bytes long; its manifest says {}", stored.len(), part.stored)));
     }
-    let digest: [u8; 32] = Sha256::digest(stored).into();
-    if digest != part.name.stored {
+    if !is_stored_as(stored, &part.name.stored) {
         return Err(damaged("does not match the SHA-256 in its name".into()));
     }
     let frame = match protection {

@@ -183,7 +183,7 @@ mod tests {
     fn rows(n: u64, width: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         for i in 0..n {
-            let word = format!("{:x}\t", blake3::hash(&i.to_be_bytes()));
+            let word = format!("{}\t", blake3::hash(&i.to_be_bytes()));
             bytes.extend(word.bytes().cycle().take(width));
             bytes.push(b'\n');
         }

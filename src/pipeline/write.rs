@@ -18,8 +18,8 @@ use super::{
     cut::{Cutter, Piece},
 };
 use crate::{
-    repository::{Artifact, Epoch, Format, PartName, PartRef, ReusableParts, RunTail, StoredPart, part_key},
-    store::Store,
+    repository::{Artifact, Epoch, Format, PartName, PartRef, ReusableParts, Reuse, RunTail, StoredPart, part_key},
+    store::{Store, StoreErrorKind},
 };
 
 /// Where a content stands in this run.
@@ -123,33 +123,47 @@ impl Pipeline {
             rows: piece.rows,
             continues: piece.continues,
         };
-        let done = loop {
-            let mut pending = {
-                let mut known = self.known();
-                match known.get(&content) {
-                    Some(Known::Stored { part, .. }) => return Ok(reference(part.clone())),
-                    Some(Known::Pending(done)) => done.clone(),
-                    None => match self.reusable.get(&content) {
-                        Some(part) => {
-                            known.insert(content, Known::Stored { part: part.clone(), new: false });
-                            return Ok(reference(part.clone()));
-                        }
-                        None => {
-                            let (done, waiting) = watch::channel(None);
-                            known.insert(content, Known::Pending(waiting));
-                            break done;
-                        }
-                    },
-                }
-            };
-            // Someone else has this content in hand; this copy of the plaintext is not needed.
-            lease.shrink(0);
-            match pending.wait_for(Option::is_some).await.map(|part| part.clone()) {
-                Ok(Some(part)) => return Ok(reference(part)),
-                // The other job failed, and its snapshot with it.
-                _ => return Err(PipelineError::Stopped),
+        // Where someone else has this content in hand, their channel; else ours, which tells others that we have.
+        let claim = {
+            let mut known = self.known();
+            match known.get(&content) {
+                Some(Known::Stored { part, .. }) => return Ok(reference(part.clone())),
+                Some(Known::Pending(done)) => Err(done.clone()),
+                None => match self.reusable.get(&content) {
+                    Some((part, Reuse::Known)) => {
+                        known.insert(content, Known::Stored { part: part.clone(), new: false });
+                        return Ok(reference(part.clone()));
+                    }
+                    found => {
+                        let (done, waiting) = watch::channel(None);
+                        known.insert(content, Known::Pending(waiting));
+                        Ok((done, found.map(|(part, _)| part.clone())))
+                    }
+                },
             }
         };
+        let (done, unproven) = match claim {
+            Ok(ours) => ours,
+            Err(mut pending) => {
+                // This copy of the plaintext is not needed.
+                lease.shrink(0);
+                return match pending.wait_for(Option::is_some).await.map(|part| part.clone()) {
+                    Ok(Some(part)) => Ok(reference(part)),
+                    // The other job failed, and its snapshot with it.
+                    _ => Err(PipelineError::Stopped),
+                };
+            }
+        };
+        let finished = |part: StoredPart, new: bool| {
+            self.known().insert(content, Known::Stored { part: part.clone(), new });
+            let _ = done.send(Some(part.clone()));
+            reference(part)
+        };
+        if let Some(part) = unproven
+            && self.is_whole(&part, plain.len()).await?
+        {
+            return Ok(finished(part, false));
+        }
         let keys = self.epoch.keys.clone();
         let (protection, level) = (self.epoch.protection, self.level);
         let (stored, digest) = {
@@ -164,10 +178,30 @@ impl Pipeline {
             self.store.put(&part_key(&self.epoch, &name), stored.into()).await?;
         }
         Progress::add(&self.progress.moved, size);
-        let part = StoredPart { name, stored: size };
-        self.known().insert(content, Known::Stored { part: part.clone(), new: true });
-        let _ = done.send(Some(part.clone()));
-        Ok(reference(part))
+        Ok(finished(StoredPart { name, stored: size }, true))
+    }
+
+    /// Reads a part that a run left behind which crashed: is it all there, and as it was sent? No manifest has told its size,
+    /// so one that was cut short would be taken for whole.
+    async fn is_whole(&self, part: &StoredPart, plain: usize) -> Result<bool, PipelineError> {
+        let key = part_key(&self.epoch, &part.name);
+        // Whatever is longer is damaged, and the lease has no room for it.
+        let whole = part.stored <= codec::longest(self.epoch.protection, plain) as u64 && {
+            let _upload = self.uploads.acquire().await?;
+            match self.store.get(&key).await {
+                Ok(stored) if stored.len() as u64 == part.stored => {
+                    let digest = part.name.stored;
+                    blocking(move || codec::is_stored_as(&stored, &digest)).await?
+                }
+                Ok(_) => false,
+                Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::TooLarge) => false,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if !whole {
+            tracing::warn!("{key} of an unfinished backup is damaged; it will not be reused");
+        }
+        Ok(whole)
     }
 
     fn is_new(&self, content: &[u8; 32]) -> bool {
@@ -278,7 +312,8 @@ impl SnapshotWriter {
         let mut written = Written::default();
         let mut counted = HashSet::new();
         let mut artifacts = Vec::new();
-        for open in std::mem::take(&mut *self.artifacts.lock().unwrap_or_else(PoisonError::into_inner)) {
+        let opened = std::mem::take(&mut *self.artifacts.lock().unwrap_or_else(PoisonError::into_inner));
+        for open in opened {
             let mut parts = Vec::with_capacity(open.parts.len());
             for part in open.parts {
                 parts.push(part.await.map_err(|_| PipelineError::Stopped)?);

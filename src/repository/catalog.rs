@@ -135,7 +135,17 @@ impl Catalog {
     pub fn select(&self, selector: &Selector, sources: &[String], url: &str) -> Result<&Head, RepositoryError> {
         let none = |wanted: &str| RepositoryError::NoSuchBackup { wanted: wanted.to_owned(), url: url.to_owned() };
         match selector {
-            Selector::Latest => self.heads().find(|head| holds(head, sources)).ok_or_else(|| none("that is complete")),
+            Selector::Latest => {
+                for entry in &self.entries {
+                    match entry {
+                        CatalogEntry::Good(head) if holds(head, sources) => return Ok(&**head),
+                        // It may be the one that is meant: an older one must not stand in for it in silence.
+                        CatalogEntry::Damaged { id, trust } => tracing::warn!("backup {id} is passed over: {trust}"),
+                        _ => {}
+                    }
+                }
+                Err(none("that is complete"))
+            }
             // Evidence of verifications comes with `verify --level restore`; until then there is none to believe.
             Selector::LatestVerified => Err(none("that is verified")),
             Selector::Prefix(prefix) => {
@@ -166,11 +176,39 @@ fn holds(head: &Head, sources: &[String]) -> bool {
     }
 }
 
-/// R6: heads by their own time. The rest by the time in their id, which only places them in a list for people.
+/// R6: heads by their own time. The rest by the time in their id, which is in whole seconds and only places them in a list
+/// for people; at the end of its second, so that a damaged head never hides behind an older one of the same second.
 fn order(entry: &CatalogEntry) -> (String, &str) {
     let id = entry.id().as_str();
     match entry {
         CatalogEntry::Good(head) => (head.started.strftime("%Y%m%dT%H%M%SZ.%9f").to_string(), id),
-        _ => (id[..16].to_owned(), id),
+        _ => (format!("{}.999999999", &id[..16]), id),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::repository::{Anchors, BackupState, RepositoryId};
+
+    #[test]
+    fn a_damaged_head_does_not_hide_behind_a_good_one_of_its_second() {
+        let started: Timestamp = "2026-11-23T01:00:00.9Z".parse().unwrap();
+        let good = CatalogEntry::Good(Box::new(Head {
+            format: 1,
+            repository: RepositoryId::random(),
+            backup: "20261123T010000Z-zzzzzz".parse().unwrap(),
+            epoch: "20261101T010000Z-7h2mxq".parse().unwrap(),
+            tool: String::new(),
+            started,
+            finished: started,
+            state: BackupState::Complete,
+            anchors: Anchors { install_mark: String::new(), epoch: String::new(), keys: String::new() },
+            sources: Vec::new(),
+        }));
+        let damaged = |id: &str| CatalogEntry::Damaged { id: id.parse().unwrap(), trust: Trust::damaged("x", "y") };
+        assert!(order(&damaged("20261123T010000Z-222222")) > order(&good));
+        assert!(order(&damaged("20261123T005959Z-222222")) < order(&good));
     }
 }

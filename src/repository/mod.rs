@@ -30,7 +30,7 @@ pub use self::{
     manifest::{Artifact, Cut, Fingerprint, Format, Manifest, SourceIdentity},
     open::{InstallMark, Repository, tool},
     part::{MAX_PART, PartName, PartRef},
-    reuse::{ReusableParts, StoredPart},
+    reuse::{ReusableParts, Reuse, StoredPart},
 };
 
 /// The key of a part of `epoch`.

@@ -22,19 +22,28 @@ pub struct StoredPart {
     pub stored: u64,
 }
 
+/// May a part be reused?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// R7 (a): a manifest names it, in the size that it has.
+    Known,
+    /// R7 (b): only the listing tells of it. It may be cut short, so its digest is to be checked first.
+    Unproven,
+}
+
 /// The parts that may be reused, by the hash of their content.
 #[derive(Debug, Default)]
 pub struct ReusableParts {
-    parts: HashMap<[u8; 32], StoredPart>,
+    parts: HashMap<[u8; 32], (StoredPart, Reuse)>,
 }
 
 /// The decision on one listed part.
-fn may_reuse(named: Option<u64>, listed: u64, age: Duration, grace: Duration) -> bool {
+fn may_reuse(named: Option<u64>, listed: u64, age: Duration, grace: Duration) -> Option<Reuse> {
     match named {
         // (a) A head of this epoch names it. One that is there in another size is damaged, however young.
-        Some(size) => size == listed,
+        Some(size) => (size == listed).then_some(Reuse::Known),
         // (b) A run that crashed stored it, recently enough that no sweep can be about to take it.
-        None => age < grace / 3,
+        None => (age < grace / 3).then_some(Reuse::Unproven),
     }
 }
 
@@ -73,10 +82,10 @@ impl ReusableParts {
             .list(&layout::parts(epoch.id()), &mut |info| {
                 let Some(name) = layout::part_name(&info.key, epoch.id(), epoch.protection) else { return };
                 let age = Duration::try_from(now.duration_since(info.last_modified)).unwrap_or_default();
-                if may_reuse(named.get(&name).copied(), info.size, age, grace) {
-                    found.parts.insert(name.content, StoredPart { name, stored: info.size });
-                } else if named.contains_key(&name) {
-                    untrusted.insert(info.key);
+                match may_reuse(named.get(&name).copied(), info.size, age, grace) {
+                    Some(reuse) => found.add(StoredPart { name, stored: info.size }, reuse),
+                    None if named.contains_key(&name) => drop(untrusted.insert(info.key)),
+                    None => {}
                 }
             })
             .await?;
@@ -86,8 +95,15 @@ impl ReusableParts {
         Ok(found)
     }
 
+    /// Of two with the same content the known one is kept.
+    fn add(&mut self, part: StoredPart, reuse: Reuse) {
+        if reuse == Reuse::Known || !self.parts.contains_key(&part.name.content) {
+            self.parts.insert(part.name.content, (part, reuse));
+        }
+    }
+
     /// The part with this content.
-    pub fn get(&self, content: &[u8; 32]) -> Option<&StoredPart> {
+    pub fn get(&self, content: &[u8; 32]) -> Option<&(StoredPart, Reuse)> {
         self.parts.get(content)
     }
 
@@ -110,12 +126,12 @@ mod tests {
     fn reuse_needs_a_head_or_youth() {
         let hour = Duration::from_secs(3600);
         for (named, listed, age, may) in [
-            (Some(10), 10, 1000 * hour, true),
-            (Some(10), 9, 1000 * hour, false),
-            (Some(10), 9, hour, false),
-            (None, 10, hour, true),
-            (None, 10, 23 * hour, true),
-            (None, 10, 24 * hour, false),
+            (Some(10), 10, 1000 * hour, Some(Reuse::Known)),
+            (Some(10), 9, 1000 * hour, None),
+            (Some(10), 9, hour, None),
+            (None, 10, hour, Some(Reuse::Unproven)),
+            (None, 10, 23 * hour, Some(Reuse::Unproven)),
+            (None, 10, 24 * hour, None),
         ] {
             assert_eq!(may_reuse(named, listed, age, 72 * hour), may, "{named:?} {listed} {age:?}");
         }

@@ -9,8 +9,10 @@
 )]
 
 mod by_hand;
+mod damage;
 mod fixture;
 mod harness;
+mod kill;
 mod roundtrip;
 mod store;
 mod support;

@@ -91,7 +91,9 @@ fn tokens(sql: &str) -> Vec<Token> {
             }
             b'"' => {
                 at = quoted_end(b, start, b'"', false);
-                Kind::Ident(sql[start + 1..at.saturating_sub(1).max(start + 1)].replace("\"\"", "\""))
+                // The closing quote may be missing, and what stands in its place be longer than a byte.
+                let inner = &sql[start + 1..at];
+                Kind::Ident(inner.strip_suffix('"').unwrap_or(inner).replace("\"\"", "\""))
             }
             b'$' => {
                 let tag_len = b[start + 1..].iter().take_while(|c| is_word(**c) && **c != b'$').count();
@@ -229,6 +231,7 @@ mod tests {
             assert!(statement.is_on_database("altlas"));
             assert_eq!(statement.on_database("n\"ew"), renamed);
         }
+        assert_eq!(statements("\"é")[0].name(0), Some("é"), "an open quote before a long character");
         let quoted = &statements("ALTER DATABASE \"al-t\"\"las\" OWNER TO app")[0];
         assert!(quoted.is_on_database("al-t\"las") && !quoted.is_on_database("al-t"));
     }

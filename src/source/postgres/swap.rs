@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{
     connect::{Server, Session},
     error::{PostgresError, query},
@@ -37,10 +39,18 @@ pub(super) async fn swap(server: &Server, maintenance: &str, swaps: &[Swap]) -> 
     let names: Vec<&str> = swaps.iter().flat_map(|swap| [swap.to.as_str(), swap.temporary.as_str()]).collect();
     let mut result = Ok(());
     for _ in 0..ATTEMPTS {
-        // Polls both until the renaming is done; the ending of sessions has no end of its own.
+        let done = CancellationToken::new();
+        let mut ending = std::pin::pin!(end_sessions(&ender, &names, &done));
         result = tokio::select! {
-            renamed = rename(&renamer, swaps) => renamed,
-            failed = end_sessions(&ender, &names) => failed,
+            renamed = rename(&renamer, swaps) => {
+                // Its last round is waited for: one still under way would end the sessions of clients that come after us.
+                done.cancel();
+                if let Err(error) = ending.await {
+                    tracing::debug!("after the renaming: {error}");
+                }
+                renamed
+            }
+            failed = &mut ending => failed,
         };
         match &result {
             Ok(()) => return Ok(()),
@@ -91,8 +101,8 @@ async fn rename(session: &Session, swaps: &[Swap]) -> Result<(), PostgresError> 
     session.batch_execute("COMMIT").await.map_err(query("committing the renaming"))
 }
 
-/// Ends every session on these databases, again and again; only returns on an error.
-async fn end_sessions(session: &Session, databases: &[&str]) -> Result<(), PostgresError> {
+/// Ends every session on these databases, again and again, until `done`.
+async fn end_sessions(session: &Session, databases: &[&str], done: &CancellationToken) -> Result<(), PostgresError> {
     loop {
         session
             .query(
@@ -102,6 +112,8 @@ async fn end_sessions(session: &Session, databases: &[&str]) -> Result<(), Postg
             )
             .await
             .map_err(query("ending the sessions of other clients"))?;
-        tokio::time::sleep(ROUND).await;
+        if tokio::time::timeout(ROUND, done.cancelled()).await.is_ok() {
+            return Ok(());
+        }
     }
 }

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub, reason = "nothing outside this test binary can reach anything in it")]
 
 pub mod binary;
+pub mod library;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
@@ -18,6 +19,13 @@ use std::{
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
+
+/// Random numbers that can be had again: the seed is printed, and taken from `ALTLAS_SEED` where that is set.
+pub fn seeded() -> rand::rngs::StdRng {
+    let seed = std::env::var("ALTLAS_SEED").map_or_else(|_| rand::random(), |seed| seed.parse().expect("ALTLAS_SEED"));
+    println!("ALTLAS_SEED={seed}");
+    rand::SeedableRng::seed_from_u64(seed)
+}
 
 /// A new folder right below `/tmp` that other users may enter, removed with the value. The path is short, because a
 /// unix socket's has room for 107 bytes only.

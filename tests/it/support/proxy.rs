@@ -196,6 +196,7 @@ struct HttpState {
     after_write: Mutex<Option<Hook>>,
     on_read: Mutex<Option<Hook>>,
     seen: Mutex<Vec<Seen>>,
+    in_flight: AtomicU64,
 }
 
 /// Forwards HTTP requests to an S3 server: body and headers unchanged, `Host` among them, because requests are signed
@@ -251,6 +252,15 @@ impl HttpProxy {
         lock(&self.state.seen).clear();
     }
 
+    /// Waits until every request that arrived has been dealt with, those of clients that are gone too: a server finishes
+    /// what it was sent whole. Not for requests under [`Action::Block`].
+    #[track_caller]
+    pub fn settle(&self) {
+        super::wait_for("the requests in flight", Duration::from_secs(60), || {
+            (self.state.in_flight.load(Ordering::SeqCst) == 0).then_some(())
+        });
+    }
+
     /// Every request so far, in the order of arrival.
     pub fn requests(&self) -> Vec<Seen> {
         lock(&self.state.seen).clone()
@@ -286,7 +296,11 @@ async fn serve(client: tokio::net::TcpStream, target: SocketAddr, state: Arc<Htt
     let _ = client.set_nodelay(true);
     // Requests of one connection come one after the other, so one connection to the server serves them.
     let upstream = Arc::new(Upstream::default());
-    let service = service_fn(move |request| answer(request, target, Arc::clone(&upstream), Arc::clone(&state)));
+    // A task of its own, so that a client that goes away does not take its request with it.
+    let service = service_fn(move |request| {
+        let answering = tokio::spawn(answer(request, target, Arc::clone(&upstream), Arc::clone(&state)));
+        async move { answering.await.map_err(io::Error::other)? }
+    });
     let _ = hyper::server::conn::http1::Builder::new()
         .preserve_header_case(true)
         .serve_connection(TokioIo::new(client), service)
@@ -302,6 +316,7 @@ async fn answer(
 ) -> io::Result<Response<Body>> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let _in_flight = InFlight::new(&state);
     let seen = {
         let mut all = lock(&state.seen);
         let mut seen = Seen {
@@ -332,6 +347,22 @@ async fn answer(
         _ => body.map_err(io::Error::other).boxed(),
     };
     Ok(Response::from_parts(head, body))
+}
+
+/// Counts one request for [`HttpProxy::settle`] while it lives.
+struct InFlight(Arc<HttpState>);
+
+impl InFlight {
+    fn new(state: &Arc<HttpState>) -> Self {
+        state.in_flight.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(state))
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 async fn ask(hook: &Mutex<Option<Hook>>, seen: &Seen) -> Action {

@@ -2,6 +2,7 @@
 
 use super::workspace::S3Place;
 use std::{
+    collections::BTreeMap,
     fs,
     net::TcpListener,
     os::unix::process::CommandExt,
@@ -260,6 +261,13 @@ impl Drop for S3Server {
     }
 }
 
+/// Every object of a store: keys and sizes.
+async fn list(store: &Store) -> BTreeMap<String, u64> {
+    let mut found = BTreeMap::new();
+    store.list("", &mut |info| found.extend([(info.key, info.size)])).await.unwrap();
+    found
+}
+
 /// A policy for tests: as many attempts as in production, less waiting.
 pub(crate) fn store(backend: S3Backend) -> Store {
     let policy = RetryPolicy {
@@ -393,5 +401,31 @@ impl BlockingS3 {
             access_key_id: self.server.access_key().to_owned(),
             secret_access_key: self.server.secret_key().to_owned(),
         }
+    }
+
+    /// Where it listens, for a proxy before it.
+    pub(crate) fn address(&self) -> std::net::SocketAddr {
+        self.server.endpoint().trim_start_matches("http://").parse().unwrap()
+    }
+
+    /// What the server lists below a prefix: keys without the prefix, and sizes.
+    pub(crate) fn list(&self, bucket: &str, prefix: &str) -> BTreeMap<String, u64> {
+        self.runtime.block_on(list(&store(self.server.backend(bucket, prefix))))
+    }
+
+    /// Takes an object away.
+    pub(crate) fn delete(&self, bucket: &str, prefix: &str, key: &str) {
+        self.runtime.block_on(store(self.server.backend(bucket, prefix)).delete(key)).unwrap();
+    }
+
+    /// Copies every object from one prefix to another that is empty.
+    pub(crate) fn copy(&self, bucket: &str, from: &str, to: &str) {
+        let (from_store, to_store) = (store(self.server.backend(bucket, from)), store(self.server.backend(bucket, to)));
+        self.runtime.block_on(async {
+            for key in list(&from_store).await.into_keys() {
+                let bytes = from_store.get(&key).await.unwrap();
+                to_store.put(&key, bytes).await.unwrap();
+            }
+        });
     }
 }

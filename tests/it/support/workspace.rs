@@ -4,9 +4,16 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use altlas_backup::{
+    config::Config,
+    operation::{Context, Environment},
+    pipeline::Progress,
+};
 use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
 use toml::{Table, Value};
 
 use super::{binary::Run, postgres::Postgres, temp_folder};
@@ -107,6 +114,29 @@ impl Workspace {
         Run::new(arguments).config(self.config())
     }
 
+    /// What an operation of the library needs, with this configuration: for tests that call one too often for a process
+    /// each.
+    pub fn context(&self) -> Context {
+        let environment: Environment = Arc::new(|_| None);
+        let config = Config::load(Some(&self.config()), None, &*environment).unwrap();
+        Context {
+            config: Arc::new(config),
+            environment,
+            cancel: CancellationToken::new(),
+            progress: Arc::new(Progress::default()),
+        }
+    }
+
+    /// The same configuration with a copy of this one's repository folder.
+    pub fn copy(&self) -> Self {
+        let mut copy = Self::folder();
+        let url = copy.table["repository"]["url"].clone();
+        copy.table = self.table.clone();
+        copy.set("repository.url", url);
+        copy_folder(&self.repository_folder(), &copy.repository_folder());
+        copy
+    }
+
     /// A path in the folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -123,5 +153,17 @@ impl Workspace {
         fs::write(&path, format!("{secret}\n")).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         path
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&source, &target);
+        } else {
+            fs::copy(source, target).unwrap();
+        }
     }
 }
