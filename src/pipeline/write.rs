@@ -146,6 +146,7 @@ impl Pipeline {
             Ok(ours) => ours,
             Err(mut pending) => {
                 // This copy of the plaintext is not needed.
+                drop(plain);
                 lease.shrink(0);
                 return match pending.wait_for(Option::is_some).await.map(|part| part.clone()) {
                     Ok(Some(part)) => Ok(reference(part)),

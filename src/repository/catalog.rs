@@ -141,7 +141,10 @@ impl Catalog {
                         CatalogEntry::Good(head) if holds(head, sources) => return Ok(&**head),
                         // It may be the one that is meant: an older one must not stand in for it in silence.
                         CatalogEntry::Damaged { id, trust } => tracing::warn!("backup {id} is passed over: {trust}"),
-                        _ => {}
+                        CatalogEntry::Unfinished { id, .. } => {
+                            tracing::warn!("backup {id} is passed over: it is unfinished, without a head");
+                        }
+                        CatalogEntry::Good(_) => {}
                     }
                 }
                 Err(none("that is complete"))
