@@ -9,8 +9,10 @@
 )]
 
 mod by_hand;
+mod failures;
 mod fixture;
 mod harness;
+mod overwrite;
 mod roundtrip;
 mod store;
 mod support;
