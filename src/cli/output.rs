@@ -63,6 +63,10 @@ impl Output {
         Self { json: true, quiet: false, color: false, color_err: false }
     }
 
+    pub(super) fn is_json(&self) -> bool {
+        self.json
+    }
+
     pub(super) fn is_quiet(&self) -> bool {
         self.quiet
     }

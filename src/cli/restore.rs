@@ -30,7 +30,8 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
         () = context.cancel.cancelled() => return Err(Error::Interrupted),
     };
     let plan = plan_text(&planned);
-    if arguments.dry_run {
+    // One document with `--json`: a plan that must not be carried out is told by the error that says so.
+    if arguments.dry_run && !(output.is_json() && planned.check().is_err()) {
         let plans: serde_json::Map<_, _> = planned.plans().map(|(name, plan)| (name.to_owned(), json!(plan))).collect();
         output.result(&json!({"backup": planned.backup, "plan": plans}), || plan);
         planned.check()?;

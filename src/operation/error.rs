@@ -112,6 +112,8 @@ impl Error {
             Error::Pipeline(PipelineError::Trust(_)) => "damaged",
             Error::Pipeline(PipelineError::Store(_)) => "store",
             Error::Pipeline(_) => "pipeline",
+            Error::Source { error: SourceError::Pipeline(PipelineError::Trust(_)), .. } => "damaged",
+            Error::Source { error: SourceError::Pipeline(PipelineError::Store(_)), .. } => "store",
             Error::Source { error: SourceError::Refused { .. }, .. } | Error::NothingVerified { .. } => "refused",
             Error::Source { error: SourceError::Interrupted { .. }, .. } | Error::Interrupted => "interrupted",
             Error::Source { .. } | Error::AllFailed(_) => "source",

@@ -10,9 +10,11 @@
 
 mod by_hand;
 mod damage;
+mod failures;
 mod fixture;
 mod harness;
 mod kill;
+mod overwrite;
 mod roundtrip;
 mod store;
 mod support;

@@ -185,7 +185,7 @@ async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, Po
         .await
         .map_err(query(format!("exporting the snapshot of database `{name}`")))?;
     let cut_at = Timestamp::now();
-    let relations = catalog::relations(&holder).await?;
+    let mut relations = catalog::relations(&holder).await?;
     if let Some(what) = catalog::not_supported(&holder, &relations).await? {
         return Err(PostgresError::NotSupported { database: name.to_owned(), what });
     }
@@ -213,6 +213,8 @@ async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, Po
     if let Some(changed) = catalog::changed_since(&holder).await? {
         return Ok(Attempt::Changed(changed));
     }
+    let tables = lockable.len() as u64;
+    catalog::measure(&holder, &mut relations).await?;
     let Properties { encoding, extensions, tablespaces, objects } = catalog::properties(&holder).await?;
     let detail = DatabaseDetail {
         name: name.to_owned(),
@@ -222,7 +224,7 @@ async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, Po
         cut_at,
         snapshot: row.get(0),
         lsn: row.get(1),
-        tables: lockable.len() as u64,
+        tables,
         objects,
         extensions,
         tablespaces,
@@ -243,14 +245,36 @@ async fn lock(holder: &Session, tables: &[&Relation], timeout: Duration) -> Resu
                     error.as_db_error().map_or_else(|| "a table".to_owned(), |db| db.message().to_owned()),
                 ));
             }
-            let shown: Vec<String> = batch.iter().map(|table| table.shown()).collect();
+            let locked = match error.code() {
+                Some(&SqlState::LOCK_NOT_AVAILABLE) => locked_by_others(holder, batch).await,
+                _ => Vec::new(),
+            };
+            let named = match &locked[..] {
+                [] => batch.iter().map(|table| table.shown()).collect(),
+                _ => locked,
+            };
             let what =
-                format!("locking {} of database `{}` against changes", crate::report::list(&shown, 5), holder.database);
+                format!("locking {} of database `{}` against changes", crate::report::list(&named, 5), holder.database);
             return Err(query(what)(error));
         }
     }
-    holder.batch_execute("SET LOCAL lock_timeout = 0").await.map_err(query("setting the lock timeout"))?;
+    // The timeout stays: later on the holder only waits for sequences, and not for ever either.
     Ok(None)
+}
+
+/// Which of these tables cannot be locked now, to name them. Ends the holder's transaction, which has failed already.
+async fn locked_by_others(holder: &Session, tables: &[&Relation]) -> Vec<String> {
+    let mut locked = Vec::new();
+    for table in tables {
+        let attempt = format!("BEGIN; LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", table.sql());
+        if holder.batch_execute("ROLLBACK").await.is_ok()
+            && let Err(error) = holder.batch_execute(&attempt).await
+            && error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+        {
+            locked.push(table.shown());
+        }
+    }
+    locked
 }
 
 #[async_trait]
@@ -265,9 +289,13 @@ impl Capture for PostgresCapture {
     async fn transfer(self: Box<Self>, into: &SnapshotWriter) -> Result<Captured, SourceError> {
         into.progress().set_phase("roles");
         self.globals(into).await?;
+        // All definitions before any rows: `pg_dump` locks the tables too, and waits in vain behind someone who waits for us.
+        // The longer the locks are held before, the likelier there is one.
         for held in &self.databases {
             into.progress().set_phase(format!("definitions of {}", held.detail.name));
             self.definitions(held, into).await?;
+        }
+        for held in &self.databases {
             into.progress().set_phase(format!("rows of {}", held.detail.name));
             self.rows(held, into).await?;
             // Not before the end: sequences may be ahead of the snapshot, never behind.

@@ -29,10 +29,17 @@ pub(super) async fn version(server: &Server, session: &Session) -> Result<Versio
         .map_err(query("reading the server's version"))?;
     let (number, text): (i32, String) = (row.get(0), row.get(1));
     let major = u32::try_from(number / 10_000).unwrap_or(0);
-    if MAJORS.contains(&major) {
-        return Ok(Version { major, text });
+    check_version(server, &text)?;
+    Ok(Version { major, text })
+}
+
+/// Refuses a server whose version, as it says it itself when a connection begins, is not supported.
+pub(super) fn check_version(server: &Server, text: &str) -> Result<(), PostgresError> {
+    let digits = text.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    if digits.parse().is_ok_and(|major| MAJORS.contains(&major)) {
+        return Ok(());
     }
-    Err(PostgresError::Version { server: server.name(), version: text })
+    Err(PostgresError::Version { server: server.name(), version: text.to_owned() })
 }
 
 /// The role and what it may do to a whole server.
@@ -130,7 +137,7 @@ pub(super) struct Relation {
     pub(super) name: String,
     /// Columns that COPY carries: no dropped, no generated ones.
     pub(super) columns: Vec<String>,
-    /// Heap, TOAST and maps, in bytes; 0 where it vanished meanwhile.
+    /// Heap, TOAST and maps, in bytes; 0 until [`measure`] was called.
     pub(super) size: u64,
     /// May the role read all of it?
     pub(super) readable: bool,
@@ -181,7 +188,6 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
         .query(
             &format!(
                 "SELECT c.oid, c.relkind::text, n.nspname::text, c.relname::text, \
-                 coalesce(pg_catalog.pg_table_size(c.oid), 0), \
                  pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') \
                      AND NOT pg_catalog.row_security_active(c.oid) \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
@@ -196,7 +202,7 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
         let kind: String = row.get(1);
         let oid: u32 = row.get(0);
         // A right that cannot be told, since the relation is gone, is judged when it is locked.
-        let readable: Option<bool> = row.get(5);
+        let readable: Option<bool> = row.get(4);
         relations.push(Relation {
             kind: match kind.as_str() {
                 "r" => RelationKind::Table,
@@ -208,11 +214,33 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
             schema: row.get(2),
             name: row.get(3),
             columns: columns.remove(&oid).unwrap_or_default(),
-            size: u64::try_from(row.get::<_, i64>(4)).unwrap_or(0),
+            size: 0,
             readable: readable.unwrap_or(true),
         });
     }
     Ok(relations)
+}
+
+/// Fills in the sizes of tables. Looking at one needs a lock on it, so that this waits, for ever if it may, where somebody
+/// else holds an exclusive one.
+pub(super) async fn measure(session: &Session, relations: &mut [Relation]) -> Result<(), PostgresError> {
+    let rows = session
+        .query(
+            &format!(
+                "SELECT n.nspname::text, c.relname::text, coalesce(pg_catalog.pg_table_size(c.oid), 0) \
+                 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind = 'r' AND {USERS}"
+            ),
+            &[],
+        )
+        .await
+        .map_err(query(format!("measuring the tables of database `{}`", session.database)))?;
+    let sizes: HashMap<(String, String), i64> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    for relation in relations {
+        let size = sizes.get(&(relation.schema.clone(), relation.name.clone()));
+        relation.size = size.and_then(|size| u64::try_from(*size).ok()).unwrap_or(0);
+    }
+    Ok(())
 }
 
 /// The first relation that is no longer what the snapshot saw: truncated, rewritten or dropped since.

@@ -13,7 +13,10 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls, config::SslMode, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::error::{PostgresError, query, words};
+use super::{
+    catalog,
+    error::{PostgresError, query, words},
+};
 use crate::config::{PostgresConfig, PostgresHost, TlsMode};
 
 /// How long a connection may take to be made, TLS and login included.
@@ -128,11 +131,13 @@ impl Server {
                         .connect(NoTls)
                         .await
                         .map_err(|e| self.failed(database, &e))?;
+                    self.check_version(connection.parameter("server_version"))?;
                     (client, tokio::spawn(drive(connection)))
                 }
                 Some(tls) => {
                     let (client, connection) =
                         config.ssl_mode(SslMode::Require).connect(tls).await.map_err(|e| self.failed(database, &e))?;
+                    self.check_version(connection.parameter("server_version"))?;
                     (client, tokio::spawn(drive(connection)))
                 }
             })
@@ -154,6 +159,11 @@ impl Server {
         let session = self.connect(database).await?;
         session.batch_execute(&settings.join("; ")).await.map_err(query("pinning the settings of rows"))?;
         Ok(session)
+    }
+
+    /// Before the first statement: not even the settings of a session are the same in versions that are not supported.
+    fn check_version(&self, told: Option<&str>) -> Result<(), PostgresError> {
+        told.map_or(Ok(()), |version| catalog::check_version(self, version))
     }
 
     fn failed(&self, database: &str, error: &tokio_postgres::Error) -> PostgresError {

@@ -170,6 +170,20 @@ pub enum PostgresError {
         /// Why.
         detail: String,
     },
+    /// A name that PostgreSQL would cut short.
+    #[error("the name `{name}` is too long for a database: PostgreSQL takes {most} bytes")]
+    NameTooLong {
+        /// The name.
+        name: String,
+        /// The longest a name may be, in bytes.
+        most: usize,
+    },
+    /// Two databases are to be restored under one name.
+    #[error("two databases are to be restored as `{name}`")]
+    NameTwice {
+        /// The name.
+        name: String,
+    },
     /// The request names a database that the snapshot does not hold.
     #[error("the snapshot holds no database `{database}`; it holds {}", report::list(held, 8))]
     NotInSnapshot {
@@ -198,9 +212,13 @@ impl PostgresError {
             Self::Empty { .. } => "check that this is the right server; `allow_empty = true` lets a server without tables pass".into(),
             Self::TornRows { .. } => "check the connection to the server and its log".into(),
             Self::Differs { .. } => "the backup's rows were all there when they were read: look at the target's log, its collations and its version".into(),
+            Self::NameTooLong { .. } | Self::NameTwice { .. } => "give each database a name of its own: --database FROM=TO".into(),
             Self::NotInSnapshot { .. } => "`altlas-backup show BACKUP` lists them".into(),
             Self::Program { stderr, .. } | Self::Query { detail: stderr, .. } if stderr.contains("lock timeout") || stderr.contains("LOCK TABLE") => {
                 "something holds a lock on that table: see pg_locks, or raise `lock_timeout`".into()
+            }
+            Self::Query { detail, .. } if detail.contains("connection closed") || detail.contains("administrator command") => {
+                "the server, or something between, ended the connection: see the server's log, then try again".into()
             }
             Self::Program { .. } | Self::Run { .. } | Self::Query { .. } | Self::Detail { .. } => return None,
         })

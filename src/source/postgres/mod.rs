@@ -58,7 +58,7 @@ impl PostgresSource {
         let mut tables = 0;
         for name in &names {
             let session = server.connect(name).await?;
-            let relations = catalog::relations(&session).await?;
+            let mut relations = catalog::relations(&session).await?;
             if let Some(what) = catalog::not_supported(&session, &relations).await? {
                 return Err(PostgresError::NotSupported { database: name.clone(), what });
             }
@@ -72,6 +72,9 @@ impl PostgresSource {
                 let names = unreadable.into_iter().take(5).collect();
                 return Err(PostgresError::Unreadable { role: role.name, database: name.clone(), names, total });
             }
+            let timeout = format!("SET lock_timeout = '{}ms'", server.config.lock_timeout.as_millis());
+            session.batch_execute(&timeout).await.map_err(error::query("setting the lock timeout"))?;
+            catalog::measure(&session, &mut relations).await?;
             let of_kind = |kind| relations.iter().filter(|relation| relation.kind == kind).count() as u64;
             tables += of_kind(RelationKind::Table);
             let size = relations.iter().map(|relation| relation.size).sum();

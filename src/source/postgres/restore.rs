@@ -1,6 +1,9 @@
 //! Restore: the plan, and the order of its execution. Nothing that exists is touched before everything new was built and compared.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +16,7 @@ use super::{
     error::{PostgresError, query},
     roles::{self, RolePlan},
     sql,
-    swap::{self, Swap},
+    swap::{self, Backend, Swap},
     tools::Tools,
 };
 use crate::{
@@ -26,6 +29,10 @@ use crate::{
 const MOST_GLOBALS: u64 = 64 * 1024 * 1024;
 /// Bytes in a name (NAMEDATALEN - 1).
 const MOST_NAME: usize = 63;
+
+/// How long a server that cannot be reached is asked whether the renaming went through.
+const SETTLE_WITHIN: Duration = Duration::from_secs(30);
+const SETTLE_PAUSE: Duration = Duration::from_secs(1);
 
 /// `base` and `suffix` within the length of a name, cut on a character.
 fn name_with(base: &str, suffix: &str) -> String {
@@ -160,9 +167,16 @@ fn choose<'a>(
     if request.databases.is_empty() {
         return Ok(detail.databases.iter().map(|database| (database, database.name.clone())).collect());
     }
-    let mut chosen = Vec::new();
+    let mut chosen: Vec<(&DatabaseDetail, String)> = Vec::new();
     for (from, to) in &request.databases {
         let found = detail.databases.iter().find(|database| database.name == *from);
+        // The server would cut a longer name short, and restore over another database than the one that was looked at.
+        if to.len() > MOST_NAME {
+            return Err(PostgresError::NameTooLong { name: to.clone(), most: MOST_NAME });
+        }
+        if chosen.iter().any(|(_, other)| other == to) {
+            return Err(PostgresError::NameTwice { name: to.clone() });
+        }
         let database = found.ok_or_else(|| PostgresError::NotInSnapshot {
             database: from.clone(),
             held: detail.databases.iter().map(|database| database.name.clone()).collect(),
@@ -299,54 +313,121 @@ impl Restore for PostgresRestore {
         if !self.plan.refusals.is_empty() {
             return Err(SourceError::Refused { refusals: self.plan.refusals.clone() });
         }
-        let done = tokio::select! {
-            done = self.run() => done,
+        let connected = tokio::select! {
+            connected = self.begin() => connected,
             () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
         };
-        match done {
-            Ok(restored) => Ok(restored),
-            Err(error) => {
-                let left = self.clean_up().await;
-                Err(match error {
-                    SourceError::Interrupted { .. } => SourceError::Interrupted { left: Some(left) },
-                    error => SourceError::HalfRestored { error: Box::new(error), left },
-                })
+        let (session, backend) = match connected {
+            Ok(connected) => connected,
+            Err(SourceError::Interrupted { .. }) => {
+                return Err(SourceError::Interrupted { left: Some("nothing was touched".to_owned()) });
             }
-        }
+            Err(error) => return Err(error),
+        };
+        let built = tokio::select! {
+            built = self.build(&session) => built,
+            () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
+        };
+        let swaps: Vec<Swap> = self.builds.iter().map(Build::swap).collect();
+        let error = match built {
+            Err(error) => error,
+            Ok(restored) => {
+                self.snapshot.progress().set_phase("renaming");
+                let swapped = tokio::select! {
+                    swapped = swap::swap(&self.server, &session, &swaps) => swapped.map_err(SourceError::from),
+                    () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
+                };
+                let error = match swapped {
+                    Ok(()) => return Ok(with_kept(restored, &swaps)),
+                    Err(error) => error,
+                };
+                // An answer that was lost, or a signal that came too late, is settled by looking, not by guessing.
+                match self.settle(&backend, &swaps).await {
+                    Ok(true) => return Ok(with_kept(restored, &swaps)),
+                    Ok(false) => error,
+                    Err(look) => return Err(half(error, unknown(&look, &swaps))),
+                }
+            }
+        };
+        let left = self.clean_up(&backend).await;
+        Err(half(error, left))
     }
 }
 
+/// An error that came after the first write.
+fn half(error: SourceError, left: String) -> SourceError {
+    match error {
+        SourceError::Interrupted { .. } => SourceError::Interrupted { left: Some(left) },
+        error => SourceError::HalfRestored { error: Box::new(error), left },
+    }
+}
+
+/// What is in the target when nobody could find out.
+fn unknown(look: &PostgresError, swaps: &[Swap]) -> String {
+    let names: Vec<String> = swaps.iter().map(|swap| format!("`{}`", swap.temporary)).collect();
+    format!(
+        "whether the new databases are in place is unknown, since looking failed ({look}): they are not while there is a \
+         database {}, and are when there is none",
+        report::list(&names, 5)
+    )
+}
+
+/// Names the databases that were kept, with the command that drops each.
+fn with_kept(mut restored: Restored, swaps: &[Swap]) -> Restored {
+    for swap in swaps {
+        restored.notes.extend(swap.keep_as.as_ref().map(|kept| {
+            format!(
+                "the old `{}` is kept as `{kept}` and accepts no connections; to remove it: DROP DATABASE {};",
+                swap.to,
+                sql::ident(kept)
+            )
+        }));
+    }
+    restored
+}
+
 impl PostgresRestore {
-    async fn run(&self) -> Result<Restored, SourceError> {
-        let mut restored = Restored::default();
+    /// The one session that changes what belongs to no database.
+    async fn begin(&self) -> Result<(Session, Backend), SourceError> {
         let session = self.server.connect(&self.maintenance).await?;
-        roles::apply(&session, &self.roles).await?;
-        let target_major = catalog::version(&self.server, &session).await?.major;
+        let backend = Backend::of(&session).await?;
+        Ok((session, backend))
+    }
+
+    /// Everything new, under temporary names.
+    async fn build(&self, session: &Session) -> Result<Restored, SourceError> {
+        let mut restored = Restored::default();
+        roles::apply(session, &self.roles).await?;
+        let target_major = catalog::version(&self.server, session).await?.major;
         for build in &self.builds {
-            build::create(&session, &self.snapshot, build).await?;
+            build::create(session, &self.snapshot, build).await?;
             restored.items.extend(build::fill(&self.server, &self.snapshot, &self.psql, build, target_major).await?);
-            build::properties(&session, &self.snapshot, build).await?;
-        }
-        self.snapshot.progress().set_phase("renaming");
-        let swaps: Vec<Swap> = self.builds.iter().map(Build::swap).collect();
-        swap::swap(&self.server, &self.maintenance, &swaps).await?;
-        for swap in &swaps {
-            restored.notes.extend(swap.keep_as.as_ref().map(|kept| {
-                format!(
-                    "the old `{}` is kept as `{kept}` and accepts no connections; to remove it: DROP DATABASE {};",
-                    swap.to,
-                    sql::ident(kept)
-                )
-            }));
+            build::properties(session, &self.snapshot, build).await?;
         }
         Ok(restored)
     }
 
+    /// [`swap::settle`], again and again while the server cannot be asked.
+    async fn settle(&self, backend: &Backend, swaps: &[Swap]) -> Result<bool, PostgresError> {
+        let start = tokio::time::Instant::now();
+        loop {
+            match swap::settle(&self.server, &self.maintenance, backend, swaps).await {
+                Err(error) if start.elapsed() < SETTLE_WITHIN => {
+                    tracing::warn!("{error}; looking again whether the renaming went through");
+                    tokio::time::sleep(SETTLE_PAUSE).await;
+                }
+                settled => return settled,
+            }
+        }
+    }
+
     /// Removes our own half and says what is in the target now. Never touches anything but the temporary names.
-    async fn clean_up(&self) -> String {
+    async fn clean_up(&self, backend: &Backend) -> String {
         let names: Vec<&str> = self.builds.iter().map(|build| build.temporary.as_str()).collect();
         let dropped = async {
             let session = self.server.connect(&self.maintenance).await?;
+            // A CREATE DATABASE that nobody waits for any more would still be carried out.
+            backend.end(&session).await?;
             for name in &names {
                 let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", sql::ident(name));
                 session.batch_execute(&statement).await.map_err(query(format!("dropping `{name}`")))?;
@@ -354,7 +435,7 @@ impl PostgresRestore {
             Ok::<_, PostgresError>(())
         };
         let shown = report::list(&names, 5);
-        match tokio::time::timeout(std::time::Duration::from_secs(60), dropped).await {
+        match tokio::time::timeout(Duration::from_secs(60), dropped).await {
             Ok(Ok(())) => "the target's databases are as they were; what was half restored is dropped".to_owned(),
             Ok(Err(error)) => format!(
                 "the target's databases are as they were, but the half that was restored could not be dropped ({error}): drop {shown} by hand"

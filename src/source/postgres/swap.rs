@@ -19,6 +19,8 @@ use super::{
 const ATTEMPTS: u32 = 3;
 /// Pause between two rounds of ending sessions.
 const ROUND: Duration = Duration::from_millis(25);
+/// How long the last round may take once the renaming is done.
+const LAST_ROUND: Duration = Duration::from_secs(5);
 
 /// One database to be put in place.
 #[derive(Clone, Debug)]
@@ -29,55 +31,95 @@ pub(super) struct Swap {
     pub(super) keep_as: Option<String>,
 }
 
-/// Puts all of them in place, or none.
-pub(super) async fn swap(server: &Server, maintenance: &str, swaps: &[Swap]) -> Result<(), PostgresError> {
+/// Puts all of them in place, or none. After an error [`settle`] says which it was.
+pub(super) async fn swap(server: &Server, renamer: &Session, swaps: &[Swap]) -> Result<(), PostgresError> {
     if swaps.is_empty() {
         return Ok(());
     }
-    let renamer = server.connect(maintenance).await?;
-    let ender = server.connect(maintenance).await?;
+    let ender = server.connect(&renamer.database).await?;
     let names: Vec<&str> = swaps.iter().flat_map(|swap| [swap.to.as_str(), swap.temporary.as_str()]).collect();
     let mut result = Ok(());
     for _ in 0..ATTEMPTS {
         let done = CancellationToken::new();
         let mut ending = std::pin::pin!(end_sessions(&ender, &names, &done));
         result = tokio::select! {
-            renamed = rename(&renamer, swaps) => {
+            renamed = rename(renamer, swaps) => {
                 // Its last round is waited for: one still under way would end the sessions of clients that come after us.
                 done.cancel();
-                if let Err(error) = ending.await {
-                    tracing::debug!("after the renaming: {error}");
+                if !matches!(tokio::time::timeout(LAST_ROUND, ending).await, Ok(Ok(()))) {
+                    tracing::debug!("the last round of ending sessions did not end well");
                 }
                 renamed
             }
             failed = &mut ending => failed,
         };
-        match &result {
-            Ok(()) => return Ok(()),
-            Err(error) => {
-                tracing::info!("the renaming did not go through: {error}");
-                // A COMMIT whose answer was lost is settled by looking, not by guessing.
-                if went_through(server, maintenance, swaps).await? {
-                    return Ok(());
-                }
-                if renamer.batch_execute("ROLLBACK").await.is_err() {
-                    return result;
-                }
-            }
+        let Err(error) = &result else { break };
+        tracing::info!("the renaming did not go through: {error}");
+        if renamer.batch_execute("ROLLBACK").await.is_err() {
+            break;
         }
     }
     result
 }
 
-/// Is none of the temporary names there any more? Only the renaming takes them away.
-async fn went_through(server: &Server, maintenance: &str, swaps: &[Swap]) -> Result<bool, PostgresError> {
+/// Did the renaming go through? Only it takes the temporary names away.
+///
+/// A COMMIT whose answer was lost may still be under way: the look comes after the end of the session that sent it.
+pub(super) async fn settle(
+    server: &Server,
+    maintenance: &str,
+    renamer: &Backend,
+    swaps: &[Swap],
+) -> Result<bool, PostgresError> {
     let session = server.connect(maintenance).await?;
+    renamer.end(&session).await?;
     let names: Vec<&str> = swaps.iter().map(|swap| swap.temporary.as_str()).collect();
     let row = session
         .query_one("SELECT count(*) FROM pg_catalog.pg_database WHERE datname = ANY($1::text[])", &[&names])
         .await
         .map_err(query("looking whether the renaming went through"))?;
-    Ok(row.get::<_, i64>(0) == 0)
+    Ok(!names.is_empty() && row.get::<_, i64>(0) == 0)
+}
+
+/// A session as the server knows it: what it was told last may still be under way when its connection is gone.
+#[derive(Clone, Debug)]
+pub(super) struct Backend {
+    pid: i32,
+    /// A pid may come back; with the time of its start it does not.
+    started: String,
+}
+
+impl Backend {
+    pub(super) async fn of(session: &Session) -> Result<Self, PostgresError> {
+        let row = session
+            .query_one(
+                "SELECT pid, extract(epoch FROM backend_start)::text FROM pg_catalog.pg_stat_activity \
+                 WHERE pid = pg_catalog.pg_backend_pid()",
+                &[],
+            )
+            .await
+            .map_err(query("looking at our own session"))?;
+        Ok(Self { pid: row.get(0), started: row.get(1) })
+    }
+
+    /// Ends it and waits for that. Afterwards nothing it was told changes anything any more.
+    pub(super) async fn end(&self, session: &Session) -> Result<(), PostgresError> {
+        loop {
+            let gone = session
+                .query(
+                    "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
+                     WHERE pid = $1 AND extract(epoch FROM backend_start)::text = $2",
+                    &[&self.pid, &self.started],
+                )
+                .await
+                .map_err(query("ending our own session"))?
+                .is_empty();
+            if gone {
+                return Ok(());
+            }
+            tokio::time::sleep(ROUND).await;
+        }
+    }
 }
 
 async fn rename(session: &Session, swaps: &[Swap]) -> Result<(), PostgresError> {
@@ -101,13 +143,14 @@ async fn rename(session: &Session, swaps: &[Swap]) -> Result<(), PostgresError> 
     session.batch_execute("COMMIT").await.map_err(query("committing the renaming"))
 }
 
-/// Ends every session on these databases, again and again, until `done`.
+/// Ends every session on these databases, again and again, until `done`. An autovacuum worker, which is nobody's and only a
+/// superuser may end, is ended by RENAME itself.
 async fn end_sessions(session: &Session, databases: &[&str], done: &CancellationToken) -> Result<(), PostgresError> {
     loop {
         session
             .query(
                 "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity \
-                 WHERE datname = ANY($1::text[]) AND pid <> pg_catalog.pg_backend_pid()",
+                 WHERE datname = ANY($1::text[]) AND usesysid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()",
                 &[&databases],
             )
             .await

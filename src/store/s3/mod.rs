@@ -95,6 +95,8 @@ pub struct S3Backend {
     /// Empty, or ends in a slash.
     prefix: String,
     url: String,
+    /// Where the server is, if not at Amazon's.
+    endpoint: Option<String>,
 }
 
 impl fmt::Debug for S3Backend {
@@ -155,9 +157,15 @@ impl S3Backend {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             // Asks for no checksums in answers: every object's digest is checked above, where it is known.
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-        config.set_endpoint_url(options.endpoint);
+        config.set_endpoint_url(options.endpoint.clone());
         let prefix = if prefix.is_empty() { prefix } else { format!("{prefix}/") };
-        Ok(S3Backend { client: Client::from_conf(config.build()), bucket: options.bucket, prefix, url })
+        Ok(S3Backend {
+            client: Client::from_conf(config.build()),
+            bucket: options.bucket,
+            prefix,
+            url,
+            endpoint: options.endpoint,
+        })
     }
 
     fn full_key(&self, key: &str) -> String {
@@ -169,7 +177,14 @@ impl S3Backend {
     }
 
     fn explain(&self, meaning: Meaning, op: &'static str, key: &str) -> StoreError {
-        let mut error = self.error(meaning.kind, op, key, meaning.detail);
+        // Whom we could not talk to is not in the object's address.
+        let detail = match (&self.endpoint, meaning.kind) {
+            (Some(endpoint), StoreErrorKind::Unreachable | StoreErrorKind::Tls) => {
+                format!("{endpoint}: {}", meaning.detail)
+            }
+            _ => meaning.detail,
+        };
+        let mut error = self.error(meaning.kind, op, key, detail);
         error.code = meaning.code;
         error
     }

@@ -22,6 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(600);
 /// One run of `altlas-backup`, in the making.
 #[derive(Debug)]
 pub struct Run {
+    before: Vec<OsString>,
     arguments: Vec<OsString>,
     config: Option<PathBuf>,
     environment: Vec<(OsString, OsString)>,
@@ -33,6 +34,7 @@ impl Run {
     /// With these arguments, the command's name first.
     pub fn new(arguments: &[&str]) -> Self {
         Self {
+            before: Vec::new(),
             arguments: arguments.iter().map(OsString::from).collect(),
             config: None,
             environment: Vec::new(),
@@ -71,6 +73,12 @@ impl Run {
         self
     }
 
+    /// Started by another program, which is given the program's path and arguments as its last ones: `nsenter … --`.
+    pub fn through(mut self, command: &[&str]) -> Self {
+        self.before = command.iter().map(OsString::from).collect();
+        self
+    }
+
     /// With another deadline than ten minutes.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -91,7 +99,10 @@ impl Run {
 
     /// Starts it.
     pub fn spawn(self) -> Running {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_altlas-backup"));
+        let program = OsString::from(env!("CARGO_BIN_EXE_altlas-backup"));
+        let mut words = self.before.iter().chain([&program]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words);
         command.env_clear().envs([("HOME", "/nonexistent"), ("LC_ALL", "C.UTF-8"), ("TZ", "UTC")]);
         command.env("PATH", std::env::join_paths(&self.path).unwrap()).envs(self.environment);
         if let Some(config) = &self.config {

@@ -33,9 +33,23 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 type Callback = Box<dyn FnOnce() + Send>;
 
+/// What to do with bytes on their way from a client to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chunk {
+    /// Forward them.
+    Pass,
+    /// Close the connection; the server never sees them.
+    CutBefore,
+    /// Forward them, then close the connection: whatever the server answers is lost.
+    CutAfter,
+}
+
+type ChunkHook = Box<dyn FnMut(&[u8]) -> Chunk + Send>;
+
 #[derive(Default)]
 struct TcpState {
     callbacks: Mutex<BTreeMap<u64, Callback>>,
+    on_upstream: Mutex<Option<ChunkHook>>,
     open: Mutex<Vec<TcpStream>>,
     refuse: AtomicBool,
     ended: AtomicBool,
@@ -94,6 +108,11 @@ impl TcpProxy {
         lock(&self.state.callbacks).insert(number, Box::new(callback));
     }
 
+    /// Is asked about whatever clients send, as it comes, before it is forwarded.
+    pub fn on_upstream(&self, hook: impl FnMut(&[u8]) -> Chunk + Send + 'static) {
+        *lock(&self.state.on_upstream) = Some(Box::new(hook));
+    }
+
     /// Closes every open connection.
     pub fn cut_all(&self) {
         for stream in lock(&self.state.open).drain(..) {
@@ -132,15 +151,27 @@ fn forward(client: &TcpStream, target: SocketAddr, number: u64, state: &Arc<TcpS
         open.extend([client.try_clone(), server.try_clone()].into_iter().flatten());
     }
     let shared = Arc::clone(state);
-    let down = std::thread::spawn(move || copy(&server_2, &client_2, &shared.bytes_down));
-    copy(client, &server, &state.bytes_up);
+    let down = std::thread::spawn(move || copy(&server_2, &client_2, &shared.bytes_down, |_| Chunk::Pass));
+    copy(client, &server, &state.bytes_up, |chunk| match lock(&state.on_upstream).as_mut() {
+        Some(hook) => hook(chunk),
+        None => Chunk::Pass,
+    });
     let _ = down.join();
 }
 
 /// Copies until either side ends, then passes the end on.
-fn copy(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64) {
+fn copy(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64, ask: impl Fn(&[u8]) -> Chunk) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer) {
+        let answer = ask(&buffer[..read]);
+        if answer != Chunk::Pass {
+            // The client first: nothing that the server says from now on may reach it.
+            let _ = from.shutdown(Shutdown::Both);
+            if answer == Chunk::CutAfter {
+                let _ = to.write_all(&buffer[..read]);
+            }
+            break;
+        }
         if to.write_all(&buffer[..read]).is_err() {
             break;
         }
