@@ -63,7 +63,7 @@ impl Budget {
         self.writers.clone().acquire_owned().await
     }
 
-    /// Waits for that many bytes, at most [`MOST`].
+    /// Waits for that many bytes, at most as many as one part needs (66 MiB).
     pub async fn lease(&self, bytes: u64) -> Result<Lease, AcquireError> {
         let permit = self.bytes.clone().acquire_many_owned(units(bytes)).await?;
         Ok(Lease { budget: self.clone(), permit, growth: None })

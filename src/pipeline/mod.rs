@@ -1,7 +1,7 @@
 //! Parts on their way between a source and a repository (DESIGN.md §3): cut, hash, compress, check, upload, and back.
 //!
 //! Writing: a [`SnapshotWriter`] hands out an [`ArtifactWriter`] for each named byte sequence. Bytes are cut on row boundaries
-//! ([`cut`]), each piece becomes a job that names it, looks for it among the reusable parts, compresses it, **decompresses it and
+//! (`cut`), each piece becomes a job that names it, looks for it among the reusable parts, compresses it, **decompresses it and
 //! compares** (rule R4), and uploads it. Reading: a [`SnapshotReader`] gives the plaintext of an artifact's parts in order, each
 //! checked against every digest on its way.
 //!

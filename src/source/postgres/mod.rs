@@ -1,7 +1,7 @@
 //! PostgreSQL 14 to 18, logically: roles, definitions by `pg_dump`, rows by COPY with fingerprints.
 //!
-//! Way of the bytes: [`capture`] (snapshot, locks, rows out) and [`restore`] (plan) → [`build`] (a database under a temporary name,
-//! compared with what was captured) → [`swap`] (renames in one transaction).
+//! Way of the bytes: `capture` (snapshot, locks, rows out) and `restore` (plan) → `build` (a database under a temporary name,
+//! compared with what was captured) → `swap` (renames in one transaction).
 
 mod build;
 mod capture;
