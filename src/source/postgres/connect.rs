@@ -26,7 +26,7 @@ const APPLICATION: &str = "altlas-backup";
 
 /// Settings of every session. A dead client must not keep a statement running for hours: the server looks for us.
 const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-     SET idle_session_timeout = 0; SET client_min_messages = warning; SET client_connection_check_interval = '10s'; \
+     SET idle_session_timeout = 0; SET default_transaction_read_only = off; SET client_min_messages = warning; SET client_connection_check_interval = '10s'; \
      SET search_path = ''; SET standard_conforming_strings = on";
 
 /// Settings that rows are read, written and fingerprinted under: COPY's text depends on each. `encoding` is the database's own,
