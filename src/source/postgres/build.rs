@@ -191,7 +191,7 @@ async fn each_table(
             match step {
                 Step::Load => load(&session, snapshot, table).await?,
                 Step::Compare => {
-                    let is = fingerprint(&session, snapshot.fingerprint_seed(), table).await?;
+                    let is = fingerprint(&session, snapshot.fingerprint_seed(), &build.detail.encoding, table).await?;
                     done.push(Pair { name: table.shown(), was: table.fingerprint, is });
                 }
             }
@@ -232,11 +232,15 @@ async fn load(session: &Session, snapshot: &SnapshotReader, table: &TableBuild) 
 }
 
 /// The fingerprint of a table as it is now, read as it was when it was captured.
-async fn fingerprint(session: &Session, seed: u64, table: &TableBuild) -> Result<Fingerprint, PostgresError> {
+async fn fingerprint(
+    session: &Session,
+    seed: u64,
+    encoding: &str,
+    table: &TableBuild,
+) -> Result<Fingerprint, PostgresError> {
     let shown = table.shown();
     let failed = || query(format!("reading back {shown}"));
-    let target = table.detail.copy.trim_start_matches("COPY ").trim_end_matches(" FROM STDIN");
-    let rows = session.copy_out(&format!("COPY {target} TO STDOUT")).await.map_err(failed())?;
+    let rows = session.copy_out(&table.detail.copy_out(encoding)).await.map_err(failed())?;
     let mut rows = std::pin::pin!(rows);
     let mut hasher = RowHasher::new(seed);
     while let Some(chunk) = rows.try_next().await.map_err(failed())? {

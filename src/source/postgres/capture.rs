@@ -80,16 +80,36 @@ pub(super) struct TableDetail {
     pub(super) database: String,
     pub(super) schema: String,
     pub(super) table: String,
+    /// Columns whose values the rows hold, in order; none where COPY names the table alone.
+    pub(super) columns: Vec<String>,
     /// The statement that loads the rows.
     pub(super) copy: String,
 }
 
-/// What COPY names: the table and its columns. A table without columns that COPY carries is named alone.
-pub(super) fn copy_target(schema: &str, table: &str, columns: &[String]) -> String {
-    let name = sql::qualified(schema, table);
-    match columns {
-        [] => name,
-        _ => format!("{name} ({})", columns.iter().map(|column| sql::ident(column)).collect::<Vec<_>>().join(", ")),
+impl TableDetail {
+    fn new(database: &str, table: &Relation, encoding: &str) -> Self {
+        let mut detail = Self {
+            database: database.to_owned(),
+            schema: table.schema.clone(),
+            table: table.name.clone(),
+            columns: table.columns.clone(),
+            copy: String::new(),
+        };
+        detail.copy = detail.statement("FROM STDIN", encoding);
+        detail
+    }
+
+    /// The statement that reads the rows as they are stored: in the database's own encoding, since UTF8 cannot say what an
+    /// SQL_ASCII database holds.
+    pub(super) fn copy_out(&self, encoding: &str) -> String {
+        self.statement("TO STDOUT", encoding)
+    }
+
+    fn statement(&self, direction: &str, encoding: &str) -> String {
+        let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
+        let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
+        let table = sql::qualified(&self.schema, &self.table);
+        format!("COPY {table}{columns} {direction} WITH (ENCODING {})", sql::literal(encoding))
     }
 }
 
@@ -219,7 +239,7 @@ async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, Po
     let detail = DatabaseDetail {
         name: name.to_owned(),
         folder: format!("databases/{}", catalog::shown_name(name)),
-        row_settings: connect::row_settings(&encoding),
+        row_settings: connect::row_settings(),
         encoding,
         cut_at,
         snapshot: row.get(0),
@@ -427,17 +447,11 @@ async fn copy_out(
     table: &Relation,
     into: &SnapshotWriter,
 ) -> Result<(), SourceError> {
-    let target = copy_target(&table.schema, &table.name, &table.columns);
-    let detail = TableDetail {
-        database: session.database.clone(),
-        schema: table.schema.clone(),
-        table: table.name.clone(),
-        copy: format!("COPY {target} FROM STDIN"),
-    };
+    let detail = TableDetail::new(&database.name, table, &database.encoding);
     let failed = || query(format!("reading {} of database `{}`", table.shown(), session.database));
     let path = format!("{}/tables/{}", database.folder, table.shown());
     let mut writer = into.artifact(path, Format::CopyText).await?;
-    let rows = session.copy_out(&format!("COPY {target} TO STDOUT")).await.map_err(failed())?;
+    let rows = session.copy_out(&detail.copy_out(&database.encoding)).await.map_err(failed())?;
     let mut rows = std::pin::pin!(rows);
     while let Some(chunk) = rows.try_next().await.map_err(failed())? {
         writer.write(&chunk).await?;

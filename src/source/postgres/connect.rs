@@ -26,28 +26,27 @@ const APPLICATION: &str = "altlas-backup";
 
 /// Settings of every session. A dead client must not keep a statement running for hours: the server looks for us.
 const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
-     SET idle_session_timeout = 0; SET default_transaction_read_only = off; SET client_min_messages = warning; SET client_connection_check_interval = '10s'; \
-     SET search_path = ''; SET standard_conforming_strings = on";
+     SET idle_session_timeout = 0; SET default_transaction_read_only = off; \
+     SET client_min_messages = warning; SET client_connection_check_interval = '10s'; SET search_path = ''; SET standard_conforming_strings = on";
 
-/// Settings that rows are read, written and fingerprinted under: COPY's text depends on each. `encoding` is the database's own,
-/// since UTF8 cannot read what an SQL_ASCII database holds.
-pub(super) fn row_settings(encoding: &str) -> Vec<String> {
-    [
-        &format!("client_encoding = {}", super::sql::literal(encoding)),
-        "DateStyle = 'ISO'",
-        "IntervalStyle = 'postgres'",
-        "TimeZone = 'UTC'",
-        "extra_float_digits = 3",
-        "bytea_output = 'hex'",
-        "lc_monetary = 'C'",
-        "xmloption = 'content'",
-        "search_path = ''",
-        "row_security = off",
-        "synchronize_seqscans = off",
-    ]
-    .iter()
-    .map(|setting| format!("SET {setting}"))
-    .collect()
+/// Settings that rows are read, written and fingerprinted under: COPY's text depends on each. The encoding is not among them: COPY
+/// has an option for it, so that statements, with the names in them, stay UTF-8 whatever the database's own is.
+const ROW_SETTINGS: [&str; 10] = [
+    "DateStyle = 'ISO'",
+    "IntervalStyle = 'postgres'",
+    "TimeZone = 'UTC'",
+    "extra_float_digits = 3",
+    "bytea_output = 'hex'",
+    "lc_monetary = 'C'",
+    "xmloption = 'content'",
+    "search_path = ''",
+    "row_security = off",
+    "synchronize_seqscans = off",
+];
+
+/// The settings of rows, as statements.
+pub(super) fn row_settings() -> Vec<String> {
+    ROW_SETTINGS.iter().map(|setting| format!("SET {setting}")).collect()
 }
 
 /// One server, with what is needed to log in.
