@@ -199,6 +199,7 @@ impl PostgresError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Unreachable { .. } => "check host and port of the source's `url`, that the server runs, and that a network policy lets this machine through".into(),
+            Self::Login { detail, .. } if detail.contains("CONNECT privilege") => "GRANT CONNECT ON DATABASE … to this role".into(),
             Self::Login { .. } => "check the user in the source's `url`, its `password_file`, and pg_hba.conf".into(),
             Self::Tls { .. } => "set `ca_file` to the certificate authority's PEM file, or `tls` to what the server offers".into(),
             Self::NoSuchDatabase { .. } | Self::NoMatch { .. } => "check `databases` of the source; `psql -l` lists what the server has".into(),
