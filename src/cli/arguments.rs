@@ -104,8 +104,8 @@ pub(super) struct Restore {
     #[arg(long, value_name = "NAME")]
     pub(super) source: Vec<String>,
     /// Restore a source into another server; its password comes from ALTLAS_BACKUP_TARGET_<NAME>_PASSWORD, else from the source's own
-    #[arg(long, value_name = "NAME=URL", value_parser = pair)]
-    pub(super) target: Vec<(String, String)>,
+    #[arg(long, value_name = "NAME=URL")]
+    pub(super) target: Vec<String>,
     /// Restore only this database, under the name TO (may be given several times)
     #[arg(long, value_name = "FROM=TO", value_parser = pair)]
     pub(super) database: Vec<(String, String)>,

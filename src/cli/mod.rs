@@ -54,7 +54,7 @@ pub fn main() -> u8 {
 
 /// What clap has to say: help and version on stdout with 0, mistakes on stderr with 2.
 fn usage(error: &clap::Error) -> u8 {
-    let json = std::env::args().any(|argument| argument == "--json");
+    let json = std::env::args_os().any(|argument| argument == "--json");
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         let _ = error.print();
         return exit::DONE;
@@ -99,6 +99,8 @@ async fn run(arguments: Arguments, output: &Output) -> u8 {
     let done = match command {
         // A restore cleans up after itself, so that it is not simply dropped.
         Command::Restore(arguments) => restore::run(&context, arguments, output).await,
+        // Nor is a backup, once it commits.
+        Command::Backup { source } => backup::run(&context, &source, output).await,
         other => tokio::select! {
             done = dispatch(&context, other, output) => done,
             () = context.cancel.cancelled() => Err(Error::Interrupted),
@@ -113,12 +115,11 @@ async fn run(arguments: Arguments, output: &Output) -> u8 {
 async fn dispatch(context: &Context, command: Command, output: &Output) -> Result<u8, Error> {
     match command {
         Command::Init { if_missing } => init::run(context, if_missing, output).await,
-        Command::Backup { source } => backup::run(context, &source, output).await,
         Command::List => browse::list(context, output).await,
         Command::Show { backup } => browse::show(context, &backup, output).await,
         Command::Verify { backup, level } => verify::run(context, &backup, level, output).await,
         Command::Doctor => doctor::run(context, output).await,
-        Command::Restore(_) | Command::Completions { .. } | Command::Man => Ok(exit::DONE),
+        Command::Restore(_) | Command::Backup { .. } | Command::Completions { .. } | Command::Man => Ok(exit::DONE),
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
     progress,
 };
 use crate::{
+    config::SourceName,
     operation::{self, Context, Error, PlannedRestore, RestoreArguments, RestoreReport, exit},
     report,
     source::{Compared, RestoreRequest},
@@ -22,7 +23,7 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
     let wanted = RestoreArguments {
         selector: arguments.backup,
         sources: arguments.source,
-        targets: arguments.target,
+        targets: arguments.target.iter().map(|text| target(text)).collect::<Result<_, _>>()?,
         request: RestoreRequest { databases: arguments.database, overwrite: arguments.overwrite },
     };
     let planned = tokio::select! {
@@ -30,8 +31,11 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
         () = context.cancel.cancelled() => return Err(Error::Interrupted),
     };
     let plan = plan_text(&planned);
-    // One document with `--json`: a plan that must not be carried out is told by the error that says so.
-    if arguments.dry_run && !(output.is_json() && planned.check().is_err()) {
+    if arguments.dry_run {
+        if output.is_json() {
+            // One document: a plan that must not be carried out is told by the error that says so.
+            planned.check()?;
+        }
         let plans: serde_json::Map<_, _> = planned.plans().map(|(name, plan)| (name.to_owned(), json!(plan))).collect();
         output.result(&json!({"backup": planned.backup, "plan": plans}), || plan);
         planned.check()?;
@@ -48,6 +52,19 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
     };
     output.result(&report, || result_text(&report, output));
     Ok(if report.is_inconclusive() { exit::INCONCLUSIVE } else { exit::DONE })
+}
+
+/// `NAME=URL`. What was typed is never repeated: a URL in the wrong place may hold a password.
+fn target(text: &str) -> Result<(String, String), Error> {
+    match text.split_once('=') {
+        Some((name, url)) if SourceName::new(name).is_some() && !url.is_empty() => {
+            Ok((name.to_owned(), url.to_owned()))
+        }
+        _ => Err(Error::Usage {
+            message: "--target takes the name of a source, `=` and a URL".into(),
+            hint: Some("for example: --target database=postgres://postgres@new-host:5432/postgres".into()),
+        }),
+    }
 }
 
 /// Asks on a terminal; elsewhere nobody could answer.

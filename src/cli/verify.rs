@@ -21,7 +21,11 @@ pub(super) async fn run(
         operation::verify(context, selector, level).await?
     };
     output.result(&report, || text(&report, output));
-    Ok(if report.problems.is_empty() { exit::DONE } else { exit::VERDICT_FAILED })
+    Ok(match (report.problems.is_empty(), report.not_captured.is_empty()) {
+        (false, _) => exit::VERDICT_FAILED,
+        (true, false) => exit::PARTLY,
+        (true, true) => exit::DONE,
+    })
 }
 
 fn text(report: &VerifyReport, output: &Output) -> String {
@@ -39,6 +43,12 @@ fn text(report: &VerifyReport, output: &Output) -> String {
             line.push_str(&format!("; {}", report::printable(&report::list(&problem.artifacts, 5))));
         }
         text.push_str(&format!("{} {subject}: {line}\n", output.paint(Paint::Bad, "damaged:")));
+    }
+    for source in &report.not_captured {
+        text.push_str(&format!(
+            "{} {subject} holds nothing of source `{source}`\n",
+            output.paint(Paint::Warn, "partial:")
+        ));
     }
     let level = match report.level {
         VerifyLevel::Presence => "presence",

@@ -88,6 +88,35 @@ struct Transferred {
 /// Where no source could be captured, or the commit failed. Where some could not, the backup is partial.
 pub async fn backup(context: &Context, names: &[String]) -> Result<BackupReport, Error> {
     let clock = std::time::Instant::now();
+    let Prepared { repository, epoch, id, started, outcomes } = tokio::select! {
+        prepared = prepare(context, names) => prepared?,
+        () = context.cancel.cancelled() => return Err(Error::Interrupted),
+    };
+    // From here on a signal waits: between the head and its second look nobody could say whether there is a backup (rule R1).
+    context.progress.set_phase("committing");
+    let grace = context.config.repository.grace;
+    let (head, sources) = commit(&repository, &epoch, grace, id, started, outcomes).await?;
+    Ok(BackupReport {
+        backup: head.backup,
+        state: head.state,
+        started: head.started,
+        finished: head.finished,
+        seconds: clock.elapsed().as_secs_f64(),
+        sources,
+    })
+}
+
+/// A backup whose parts are all in the store.
+struct Prepared<'a> {
+    repository: Repository,
+    epoch: Arc<Epoch>,
+    id: BackupId,
+    started: Timestamp,
+    outcomes: Vec<(&'a SourceConfig, Result<Transferred, Error>)>,
+}
+
+/// Everything before the commit.
+async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<'a>, Error> {
     let configs = context.config.sources_matching(names)?;
     let repository = context.repository().await?;
     let started = repository.store().now().await?;
@@ -133,16 +162,7 @@ pub async fn backup(context: &Context, names: &[String]) -> Result<BackupReport,
     if outcomes.iter().all(|(_, outcome)| outcome.is_err()) {
         return Err(all_failed(outcomes.into_iter().filter_map(|(_, outcome)| outcome.err()).collect()));
     }
-    context.progress.set_phase("committing");
-    let (head, sources) = commit(&repository, &epoch, grace, id, started, outcomes).await?;
-    Ok(BackupReport {
-        backup: head.backup,
-        state: head.state,
-        started: head.started,
-        finished: head.finished,
-        seconds: clock.elapsed().as_secs_f64(),
-        sources,
-    })
+    Ok(Prepared { repository, epoch, id, started, outcomes })
 }
 
 fn named(config: &SourceConfig, error: crate::source::SourceError) -> Error {

@@ -103,7 +103,9 @@ impl Error {
         match self {
             Error::Config(_) => "config",
             Error::Usage { .. } => "usage",
-            Error::Store(_) | Error::Repository(RepositoryError::Store(_)) => "store",
+            Error::Store(_) | Error::Repository(RepositoryError::Store(_) | RepositoryError::HeadRemains { .. }) => {
+                "store"
+            }
             Error::Repository(RepositoryError::NotInitialised { .. }) => "not-initialised",
             Error::Repository(RepositoryError::AlreadyInitialised { .. }) => "already-initialised",
             Error::Repository(RepositoryError::Newer { .. } | RepositoryError::Unsupported { .. }) => "newer-format",

@@ -76,11 +76,22 @@ pub struct VerifyReport {
     pub rows: u64,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
+    /// Sources that the backup was asked for and does not hold.
+    pub not_captured: Vec<String>,
 }
 
 impl VerifyReport {
     fn new(level: VerifyLevel, backup: Option<String>) -> Self {
-        Self { backup, level, verdict: "sound", parts: 0, raw: 0, rows: 0, problems: Vec::new() }
+        Self {
+            backup,
+            level,
+            verdict: "sound",
+            parts: 0,
+            raw: 0,
+            rows: 0,
+            problems: Vec::new(),
+            not_captured: Vec::new(),
+        }
     }
 
     fn failed(level: VerifyLevel, backup: Option<String>, trust: &Trust) -> Self {
@@ -152,6 +163,8 @@ async fn verify_head(
     level: VerifyLevel,
 ) -> Result<VerifyReport, Error> {
     let mut report = VerifyReport::new(level, Some(head.backup.to_string()));
+    let without = head.sources.iter().filter(|source| source.manifest.is_none());
+    report.not_captured = without.map(|source| source.name.clone()).collect();
     let epoch = repository.epoch(&head.epoch).await?;
     let mut manifests = Vec::new();
     context.progress.set_phase("manifests");

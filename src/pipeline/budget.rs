@@ -87,7 +87,8 @@ impl Lease {
             if self.growth.is_none() {
                 self.growth = Some(self.budget.growth.clone().lock_owned().await);
             }
-            self.permit.merge(self.budget.bytes.clone().acquire_many_owned(units(STEP)).await?);
+            self.permit
+                .merge(self.budget.bytes.clone().acquire_many_owned(units(STEP.min(bytes - self.bytes()))).await?);
         }
         Ok(())
     }
@@ -113,7 +114,15 @@ mod tests {
 
     #[tokio::test]
     async fn all_writers_can_grow_to_the_largest_part_without_a_deadlock() {
-        let budget = Budget::new(128 * 1024 * 1024);
+        // At every size: a step that takes more than the part needs would leave the last of them waiting.
+        for mib in [1, 83, 96, 98, 99, 112, 114, 115, 128, 130, 131, 146, 147, 160, 250] {
+            all_writers_grow(mib * 1024 * 1024).await;
+        }
+    }
+
+    async fn all_writers_grow(bytes: u64) {
+        let budget = Budget::new(bytes);
+        let all = budget.free();
         let mut tasks = tokio::task::JoinSet::new();
         for _ in 0..20 {
             let budget = budget.clone();
@@ -131,8 +140,8 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             });
         }
-        let all = async { while tasks.join_next().await.is_some() {} };
-        assert!(tokio::time::timeout(Duration::from_secs(20), all).await.is_ok(), "a deadlock");
-        assert_eq!(budget.free(), 128 * 1024 * 1024);
+        let joined = async { while tasks.join_next().await.is_some() {} };
+        assert!(tokio::time::timeout(Duration::from_secs(20), joined).await.is_ok(), "a deadlock at {bytes}");
+        assert_eq!(budget.free(), all);
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::{Epoch, Head, Manifest, ManifestDigest, Repository, RepositoryError, layout, look, open, seal::Seal};
+use crate::store::StoreErrorKind;
 
 /// A backup about to be committed.
 pub struct Commit<'a> {
@@ -53,8 +54,14 @@ impl<'a> Commit<'a> {
         self.young_enough(head.started, head.finished)?;
         let key = layout::head(&head.backup);
         let bytes = open::encode(&key, &head, Seal::Mac(self.epoch.keys.mac_key()))?;
-        store.put_new(&key, bytes).await?;
-        let failure = match self.look(&head, "second").await {
+        let looked = match store.put_new(&key, bytes).await {
+            Ok(()) => self.look(&head, "second").await,
+            // Somebody else's: not ours to remove.
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => return Err(error.into()),
+            // It may have been written all the same.
+            Err(error) => Err(error.into()),
+        };
+        let failure = match looked {
             // A process that was suspended between its checks and the head (R7) is found by the second look at the clock.
             Ok(()) => match store.now().await {
                 Ok(now) => self.young_enough(head.started, now).err(),
@@ -63,10 +70,10 @@ impl<'a> Commit<'a> {
             Err(error) => Some(error),
         };
         let Some(failure) = failure else { return Ok(head) };
-        if let Err(error) = store.delete(&key).await {
-            tracing::error!("{key} is of a failed backup and could not be removed: {error}; remove it by hand");
+        match store.delete(&key).await {
+            Ok(()) => Err(failure),
+            Err(_) => Err(RepositoryError::HeadRemains { object: key, failure: Box::new(failure) }),
         }
-        Err(failure)
     }
 
     /// One LIST of the epoch's parts and one of the backup's folder.

@@ -130,6 +130,14 @@ pub enum RepositoryError {
         /// One of them.
         example: String,
     },
+    /// The backup failed, and its head may be there all the same.
+    #[error("{failure}; {object} may have been written and could not be removed")]
+    HeadRemains {
+        /// The head's key.
+        object: String,
+        /// Why the backup failed.
+        failure: Box<RepositoryError>,
+    },
     /// The backup took too long for its reused parts to be safe (rule R7).
     #[error("the backup took {took}; one that takes more than {bound}, half the grace period, must not be committed")]
     TooOld {
@@ -163,6 +171,10 @@ impl RepositoryError {
             Self::Unfinished { .. } => Some("the run that wrote it did not finish, or its head was deleted; use another backup".into()),
             Self::NotShown { .. } => Some("the store lost or hid what it had accepted: check it before the next backup; no backup was recorded".into()),
             Self::TooOld { .. } => Some("raise `repository.grace`, or find out what made the backup so slow".into()),
+            Self::HeadRemains { failure, .. } => Some(format!(
+                "{}once the store is there again: `altlas-backup list`, and `verify` what it shows as the newest",
+                failure.hint().map(|hint| format!("{hint}; ")).unwrap_or_default()
+            )),
             Self::Encode { .. } => None,
         }
     }

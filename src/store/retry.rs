@@ -197,7 +197,9 @@ impl Store {
     {
         let mut attempt = 1;
         loop {
-            match self.within(self.policy.call_timeout, op, key, call()).await {
+            // The folder store lists a whole folder in one call: as slow as its disk.
+            let deadline = if op == "list" { self.policy.body_timeout } else { self.policy.call_timeout };
+            match self.within(deadline, op, key, call()).await {
                 Ok(value) => return Ok(value),
                 Err(error) => self.pause_or_give_up(error, attempt).await?,
             }

@@ -532,6 +532,29 @@ fn someone_who_waits_for_an_exclusive_lock_does_not_stop_a_capture() {
     }
 }
 
+/// COPY goes by the names of now: tables that changed places after the snapshot must not be read for each other.
+#[test]
+fn schemas_that_change_names_under_a_capture_fail_it() {
+    let server = Postgres::start(Major::V15);
+    server.psql("postgres", "CREATE DATABASE one");
+    server.psql("one", "CREATE SCHEMA live; CREATE SCHEMA staging; CREATE TABLE live.t AS SELECT 'live'; CREATE TABLE staging.t AS SELECT 'staging'");
+    let mut workspace = initialised(&server, &["one"]);
+    workspace.set("source.0.workers", 1);
+    let proxy = before(&server);
+    through(&mut workspace, &proxy);
+    workspace.run(&["backup"]).ok();
+
+    // The last connection reads the rows; everything is locked by then.
+    let mut swap = server.psql_command("one");
+    swap.args([
+        "-c",
+        "ALTER SCHEMA live RENAME TO x; ALTER SCHEMA staging RENAME TO live; ALTER SCHEMA x RENAME TO staging",
+    ]);
+    proxy.before_connection(proxy.connections() * 2, move || assert!(swap.status().unwrap().success()));
+    workspace.run(&["backup"]).output().assert_error(1, &["`one`", ".t", "renamed"]);
+    assert_eq!(workspace.run(&["--json", "list"]).ok().json()["backups"].as_array().unwrap().len(), 1);
+}
+
 /// A server with one table that takes a while to be read.
 fn with_a_large_table() -> Postgres {
     let server = Postgres::start(Major::V15);

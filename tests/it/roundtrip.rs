@@ -237,7 +237,7 @@ fn databases_in_other_encodings() {
     let source = Postgres::start(Major::V15);
     source.psql("postgres", "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
     source.psql("postgres", "CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'");
-    source.psql("latin", "SET client_encoding = 'UTF8'; CREATE TABLE \"tâble\" (\"cölumn\" text); INSERT INTO \"tâble\" VALUES ('é'), ('ü')");
+    source.psql("latin", "SET client_encoding = 'UTF8'; CREATE TABLE \"tâble\" (\"cölumn\" text, \"nümber\" serial); INSERT INTO \"tâble\" VALUES ('é'), ('ü')");
     source.psql(
         "bytes",
         "CREATE TABLE \"tâble\" (a text); INSERT INTO \"tâble\" VALUES (E'caf\\351'), (E'\\377\\001'), ('plain')",

@@ -107,7 +107,9 @@ pub(super) async fn properties(session: &Session, snapshot: &SnapshotReader, bui
     let text = snapshot.text(snapshot.artifact(&build.detail.properties_sql())?, MOST_TEXT).await?;
     for statement in sql::statements(&text).iter().filter(|statement| !statement.begins(&["create", "database"])) {
         let statement = statement.on_database(&build.temporary);
-        let what = format!("setting up database `{}` ({statement})", build.to);
+        // A setting may be a secret: only the first words are shown.
+        let words: Vec<&str> = statement.split_whitespace().take(2).collect();
+        let what = format!("setting up database `{}` ({} …)", build.to, words.join(" "));
         session.batch_execute(&statement).await.map_err(query(what))?;
     }
     Ok(())
@@ -136,7 +138,8 @@ pub(super) async fn fill(
     compare_tables(server, snapshot, build, target_major).await
 }
 
-/// Feeds an artifact of SQL to `psql`, in one transaction, to the first error.
+/// Feeds an artifact of SQL to `psql`, to the first error. Not in one transaction, whose locks on some thousand tables a server has
+/// no room for; a database that is half made is dropped whole.
 async fn run_sql(
     server: &Server,
     snapshot: &SnapshotReader,
@@ -151,7 +154,7 @@ async fn run_sql(
     let mut running = psql
         .command("psql", server, &build.temporary)?
         .env("PGOPTIONS", "-c client_min_messages=warning -c client_connection_check_interval=10000 -c statement_timeout=0 -c default_transaction_read_only=off -c synchronous_commit=off")
-        .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", "--file=-"])
+        .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-"])
         .feed(&format!("{path} of database `{}`", build.to))?;
     let mut parts = std::pin::pin!(snapshot.open(artifact));
     while let Some(part) = parts.next().await {

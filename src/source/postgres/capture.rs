@@ -406,7 +406,11 @@ impl PostgresCapture {
                 // for ever. The holder has its lock already and reads such a table itself.
                 let lock = format!("SAVEPOINT l; LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", table.sql());
                 match session.batch_execute(&lock).await {
-                    Ok(()) => copy_out(&session, &held.detail, table, into).await?,
+                    Ok(()) => {
+                        // The lock stays; thousands of savepoints would not be free.
+                        session.batch_execute("RELEASE l").await.map_err(query("releasing a savepoint"))?;
+                        copy_out(&session, &held.detail, table, into).await?;
+                    }
                     Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                         session.batch_execute("ROLLBACK TO l").await.map_err(query("going back to a savepoint"))?;
                         left.push(table);
@@ -449,6 +453,7 @@ async fn copy_out(
 ) -> Result<(), SourceError> {
     let detail = TableDetail::new(&database.name, table, &database.encoding);
     let failed = || query(format!("reading {} of database `{}`", table.shown(), session.database));
+    catalog::still_named(session, table).await?;
     let path = format!("{}/tables/{}", database.folder, table.shown());
     let mut writer = into.artifact(path, Format::CopyText).await?;
     let rows = session.copy_out(&detail.copy_out(&database.encoding)).await.map_err(failed())?;
@@ -456,6 +461,8 @@ async fn copy_out(
     while let Some(chunk) = rows.try_next().await.map_err(failed())? {
         writer.write(&chunk).await?;
     }
+    // Afterwards, so that no moment of the reading is left out.
+    catalog::still_named(session, table).await?;
     let detail = serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
     let (_, fingerprint) = writer.finish(detail).await?;
     match fingerprint {
@@ -473,7 +480,8 @@ async fn sequences(held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), Sou
         .map(|relation| (relation.schema.clone(), relation.name.clone()))
         .collect();
     let positions = catalog::sequence_positions(&held.holder, &names).await?;
-    let mut text = String::new();
+    // The names below are UTF-8, whatever the database's own encoding, which psql would take else.
+    let mut text = String::from("SET client_encoding = 'UTF8';\n");
     for position in &positions {
         let name = sql::literal(&sql::qualified(&position.schema, &position.name));
         text.push_str(&format!("SELECT pg_catalog.setval({name}, {}, {});\n", position.last_value, position.is_called));

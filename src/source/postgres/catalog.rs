@@ -132,6 +132,7 @@ pub(super) enum RelationKind {
 /// A relation of the user's: not of the system, not temporary, not a member of an extension.
 #[derive(Clone, Debug)]
 pub(super) struct Relation {
+    pub(super) oid: u32,
     pub(super) kind: RelationKind,
     pub(super) schema: String,
     pub(super) name: String,
@@ -204,6 +205,7 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
         // A right that cannot be told, since the relation is gone, is judged when it is locked.
         let readable: Option<bool> = row.get(4);
         relations.push(Relation {
+            oid,
             kind: match kind.as_str() {
                 "r" => RelationKind::Table,
                 "p" => RelationKind::Partitioned,
@@ -243,7 +245,20 @@ pub(super) async fn measure(session: &Session, relations: &mut [Relation]) -> Re
     Ok(())
 }
 
-/// The first relation that is no longer what the snapshot saw: truncated, rewritten or dropped since.
+/// Does the name still mean the relation that the snapshot saw? LOCK and COPY go by the names of now: two tables, or their schemas,
+/// that changed names meanwhile would be read for each other.
+pub(super) async fn still_named(session: &Session, relation: &Relation) -> Result<(), PostgresError> {
+    let row = session
+        .query_one("SELECT pg_catalog.to_regclass($1)::pg_catalog.oid", &[&relation.sql()])
+        .await
+        .map_err(query(format!("looking at the name of {}", relation.shown())))?;
+    if row.get::<_, Option<u32>>(0) == Some(relation.oid) {
+        return Ok(());
+    }
+    Err(PostgresError::Changed { relation: relation.shown(), database: session.database.clone(), attempts: 1 })
+}
+
+/// The first relation that is no longer what the snapshot saw: truncated, rewritten, renamed or dropped since.
 ///
 /// TRUNCATE and rewriting ALTER TABLE are not MVCC-safe (PostgreSQL documentation, 13.6): an older snapshot finds the table empty.
 /// `pg_class` is read in the snapshot, `pg_relation_filenode` looks at what is there now.
@@ -254,7 +269,9 @@ pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, P
                 "SELECT n.nspname::text, c.relname::text \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relkind = 'r' AND {USERS} \
-                 AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) LIMIT 1"
+                 AND (c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) \
+                      OR pg_catalog.to_regclass(pg_catalog.format('%I.%I', n.nspname, c.relname))::pg_catalog.oid \
+                         IS DISTINCT FROM c.oid) LIMIT 1"
             ),
             &[],
         )

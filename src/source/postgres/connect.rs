@@ -27,7 +27,8 @@ const APPLICATION: &str = "altlas-backup";
 /// Settings of every session. A dead client must not keep a statement running for hours: the server looks for us.
 const SESSION: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; \
      SET idle_session_timeout = 0; SET default_transaction_read_only = off; \
-     SET client_min_messages = warning; SET client_connection_check_interval = '10s'; SET search_path = ''; SET standard_conforming_strings = on";
+     SET client_min_messages = warning; SET client_connection_check_interval = '10s'; SET search_path = ''; SET standard_conforming_strings = on; \
+     SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'";
 
 /// Settings that rows are read, written and fingerprinted under: COPY's text depends on each. The encoding is not among them: COPY
 /// has an option for it, so that statements, with the names in them, stay UTF-8 whatever the database's own is.
@@ -149,7 +150,12 @@ impl Server {
             }
         };
         let session = Session { client, driver, database: database.to_owned() };
-        session.batch_execute(SESSION).await.map_err(query("setting up a session"))?;
+        let set_up = tokio::time::timeout(CONNECT_TIMEOUT, session.batch_execute(SESSION)).await;
+        let set_up = set_up.map_err(|_| PostgresError::Unreachable {
+            server: self.name(),
+            detail: format!("no answer to the first statement within {} s", CONNECT_TIMEOUT.as_secs()),
+        })?;
+        set_up.map_err(query("setting up a session"))?;
         Ok(session)
     }
 

@@ -131,9 +131,7 @@ pub enum PostgresError {
         what: String,
     },
     /// A relation was truncated, rewritten or dropped between the snapshot and its lock, again and again.
-    #[error(
-        "{relation} in database `{database}` was rewritten, truncated or dropped while the snapshot was taken, {attempts} times in a row"
-    )]
+    #[error("{relation} in database `{database}` was rewritten, truncated, renamed or dropped while it was captured ({})", report::count(u64::from(*attempts), "attempt"))]
     Changed {
         /// The relation.
         relation: String,

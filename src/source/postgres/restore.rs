@@ -147,7 +147,7 @@ pub(super) async fn plan(
         .to_owned();
     for leftover in target.databases.iter().filter(|name| name.contains("_restoring_")) {
         plan.notes.push(format!(
-            "`{leftover}` looks like the half of a restore that was killed; to remove it: DROP DATABASE {} WITH (FORCE);",
+            "`{leftover}` is the half of a restore that was killed, or of one that still runs; once none does, to remove it: DROP DATABASE {} WITH (FORCE);",
             sql::ident(leftover)
         ));
     }
@@ -244,7 +244,9 @@ async fn plan_database(
     tail: &str,
     plan: &mut RestorePlan,
 ) -> Result<Build, SourceError> {
-    let temporary = free_name(&to, "restoring", tail, taken);
+    // A name of this run alone: another restore of the same backup must not meet our half, nor we its.
+    let run = format!("{tail}_{:04x}", rand::random::<u16>());
+    let temporary = free_name(&to, "restoring", &run, taken);
     taken.insert(temporary.clone());
     let mut build = Build::new(snapshot, database.clone(), to.clone(), temporary.clone())?;
     let from = if database.name == to { String::new() } else { format!(" as `{to}`") };
