@@ -40,6 +40,8 @@ impl Bench {
         let workspace = Workspace::folder().postgres(&source, &["altlas"]);
         workspace.run(&["init"]).ok();
         let older = backup(&workspace);
+        // Where heads cannot be read, only the whole seconds in their ids say which backup is the newest.
+        std::thread::sleep(std::time::Duration::from_millis(1100));
         source.psql("altlas", "UPDATE tags SET description = 'changed'; INSERT INTO tags (name) VALUES ('new')");
         let newest = backup(&workspace);
         Self { source, workspace, older, newest }
