@@ -62,8 +62,16 @@ fn version_in(text: &str) -> Option<(u32, String)> {
     Some((digits.parse().ok()?, version.to_owned()))
 }
 
+/// A program with the environment that every one of them gets: ours may hold secrets.
+fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C.UTF-8");
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
 async fn version_of(path: &Path) -> Option<(u32, String)> {
-    let run = Command::new(path).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let run = clean(path).arg("--version").output();
     let output = tokio::time::timeout(std::time::Duration::from_secs(20), run).await.ok()?.ok()?;
     version_in(&String::from_utf8_lossy(&output.stdout))
 }
@@ -113,8 +121,7 @@ impl Tools {
     /// Does this `pg_dump` take a key for `\\restrict`?
     pub(super) async fn knows_restrict_key(&self) -> Result<bool, PostgresError> {
         let failed = |error: std::io::Error| PostgresError::Run { program: "pg_dump", detail: error.to_string() };
-        let mut help = Command::new(self.folder.join("pg_dump"));
-        let output = help.arg("--help").stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(failed)?;
+        let output = clean(&self.folder.join("pg_dump")).arg("--help").output().await.map_err(failed)?;
         Ok(String::from_utf8_lossy(&output.stdout).contains("--restrict-key"))
     }
 
@@ -127,25 +134,20 @@ impl Tools {
     ) -> Result<Program, PostgresError> {
         let run_failed = |detail: String| PostgresError::Run { program, detail };
         let endpoint = &server.config.endpoint;
-        let mut command = Command::new(self.folder.join(program));
+        let mut command = clean(&self.folder.join(program));
         let host: OsString = match &endpoint.host {
             PostgresHost::Tcp(host) => host.into(),
             PostgresHost::Unix(folder) => folder.into(),
         };
         command
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("LC_ALL", "C.UTF-8")
             .env("PGHOST", host)
             .env("PGPORT", endpoint.port.to_string())
             .env("PGUSER", &endpoint.user)
             .env("PGDATABASE", database)
             .env("PGAPPNAME", "altlas-backup")
             .env("PGCONNECT_TIMEOUT", "20")
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         match server.config.tls_mode() {
             TlsMode::Disable => command.env("PGSSLMODE", "disable"),
             TlsMode::Require => command.env("PGSSLMODE", "require"),
