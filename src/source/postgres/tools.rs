@@ -19,15 +19,16 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{connect::Server, error::PostgresError};
+use super::{connect::Server, error::PostgresError, words::psql_words};
 use crate::{
     config::{PostgresHost, TlsMode},
     pipeline::ArtifactWriter,
     source::SourceError,
 };
 
-/// How much of a program's stderr is kept: its end.
+/// How much of a program's stderr is kept: its end, and of each line the beginning, so that a long one does not push out all else.
 const STDERR_KEPT: usize = 4096;
+const LINE_KEPT: usize = 1024;
 /// Where Debian and others keep the system's certificates; `libpq` before 16 has no word for them.
 const SYSTEM_CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 /// Majors that `psql` is looked for, newest first.
@@ -213,6 +214,8 @@ impl Program {
 
     async fn ended(&self, what: &str, status: ExitStatus, stderr: JoinHandle<String>) -> Result<(), PostgresError> {
         let stderr = stderr.await.unwrap_or_default();
+        // Only it is fed with rows: what it may repeat of them has no place in our logs.
+        let stderr = if self.name == "psql" { psql_words(&stderr) } else { stderr };
         if status.success() {
             if !stderr.is_empty() {
                 tracing::warn!("{} for {what}: {stderr}", self.name);
@@ -298,8 +301,14 @@ impl Fed {
 async fn last_words(mut stderr: ChildStderr) -> String {
     let mut kept: VecDeque<u8> = VecDeque::new();
     let mut buffer = [0; 4096];
+    let mut line = 0;
     while let Ok(n @ 1..) = stderr.read(&mut buffer).await {
-        kept.extend(&buffer[..n]);
+        for byte in &buffer[..n] {
+            line = if *byte == b'\n' { 0 } else { line + 1 };
+            if line <= LINE_KEPT {
+                kept.push_back(*byte);
+            }
+        }
         let surplus = kept.len().saturating_sub(STDERR_KEPT);
         kept.drain(..surplus);
     }
