@@ -13,7 +13,8 @@ use std::{
 use crate::support::{
     binary::Run,
     postgres::{Major, Postgres},
-    proxy::{Action, HttpProxy, TcpProxy},
+    proxy::{Action, Chunk, HttpProxy, TcpProxy},
+    wait_for,
     workspace::{S3Place, Workspace},
 };
 
@@ -231,4 +232,39 @@ fn a_run_is_whole_and_has_a_deadline() {
     assert!(output.code.is_some(), "{}", output.text());
     let running = Run::new(&["--version"]).spawn();
     let _ = running.kill9();
+}
+
+#[test]
+fn the_proxy_passes_what_it_is_not_told_to_cut() {
+    let server = Postgres::start(Major::V15);
+    let proxy = TcpProxy::start(SocketAddr::from(([127, 0, 0, 1], server.port())));
+    let ask = |sql: &str| {
+        let mut command = server.psql_command("postgres");
+        command.args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-d",
+            "postgres",
+            "-p",
+            &proxy.port().to_string(),
+            "-c",
+            sql,
+        ]);
+        command.output().unwrap().status.success()
+    };
+    let on = |needle: &'static str, answer: Chunk| {
+        proxy.on_upstream(move |chunk| {
+            let found = chunk.windows(needle.len()).any(|window| window == needle.as_bytes());
+            if found { answer } else { Chunk::Pass }
+        });
+    };
+    on("CREATE TABLE before", Chunk::CutBefore);
+    assert!(ask("SELECT 1"));
+    assert!(!ask("CREATE TABLE before ()"));
+    on("CREATE TABLE after", Chunk::CutAfter);
+    assert!(!ask("CREATE TABLE after ()"));
+    wait_for("the statement", Duration::from_secs(60), || server.try_psql("postgres", "SELECT FROM after").ok());
+    assert!(server.try_psql("postgres", "SELECT FROM before").is_err());
 }
