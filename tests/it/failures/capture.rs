@@ -12,14 +12,20 @@ use std::{
 use rustix::process::Signal;
 
 use super::{
-    Failure, SOON, assert_nobody_left, assert_nothing_recorded, before, create_small, initialised, through,
-    with_a_large_table,
+    Failure, SOON, assert_nobody_left, assert_nothing_recorded, before, create_small, initialised, initialised_in,
+    through, with_a_large_table,
 };
 use crate::support::{
     binary::Run,
+    mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     wait_for,
 };
+
+in_both_modes! {
+    a_connection_that_breaks_in_the_middle_of_rows,
+    a_backup_that_is_interrupted,
+}
 
 /// A `psql` that runs beside a test and is killed at the end of it.
 struct Beside(Child);
@@ -138,10 +144,9 @@ fn wait_for_rows(server: &Postgres) {
     wait_for("the rows", SOON, || (server.psql("postgres", reading) != "0").then_some(()));
 }
 
-#[test]
-fn a_connection_that_breaks_in_the_middle_of_rows() {
+fn a_connection_that_breaks_in_the_middle_of_rows(mode: Mode) {
     let mut server = with_a_large_table();
-    let mut workspace = initialised(&server, &["one"]);
+    let mut workspace = initialised_in(mode, &server, &["one"]);
     // One reader, so that it is this table's connection that breaks.
     workspace.set("source.0.workers", 1);
     let proxy = before(&server);
@@ -183,10 +188,9 @@ fn a_connection_that_breaks_in_the_middle_of_rows() {
     workspace.run(&["backup"]).ok();
 }
 
-#[test]
-fn a_backup_that_is_interrupted() {
+fn a_backup_that_is_interrupted(mode: Mode) {
     let server = with_a_large_table();
-    let workspace = initialised(&server, &["one"]);
+    let workspace = initialised_in(mode, &server, &["one"]);
     for (signal, json) in [(Signal::TERM, true), (Signal::INT, false)] {
         let run = if json { workspace.run(&["backup", "--json"]) } else { workspace.run(&["backup"]) };
         let running = run.spawn();

@@ -1,10 +1,19 @@
 //! What a server holds: what may not be read, is not there, or cannot be backed up.
 
-use super::{Failure, assert_nobody_left, assert_nothing_recorded, before, create_small, initialised, listed, through};
+use super::{
+    Failure, assert_nobody_left, assert_nothing_recorded, before, create_small, initialised, initialised_in, listed,
+    through,
+};
 use crate::support::{
+    mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     workspace::Workspace,
 };
+
+in_both_modes! {
+    a_server_without_user_tables,
+    a_source_that_fails_beside_one_that_does_not_is_a_partial_backup,
+}
 
 #[test]
 fn a_role_that_may_not_read_everything() {
@@ -84,10 +93,9 @@ fn databases_that_are_not_there() {
     assert_nobody_left(&server);
 }
 
-#[test]
-fn a_server_without_user_tables() {
+fn a_server_without_user_tables(mode: Mode) {
     let server = Postgres::start(Major::V15);
-    let mut workspace = initialised(&server, &["*"]);
+    let mut workspace = initialised_in(mode, &server, &["*"]);
     let failure =
         Failure { code: 1, kind: "empty", words: &["source `database`", "no user table"], hint: "allow_empty" };
     failure.of(|| workspace.run(&["backup"]));
@@ -134,11 +142,10 @@ fn what_this_version_cannot_back_up() {
     workspace.run(&["backup"]).ok();
 }
 
-#[test]
-fn a_source_that_fails_beside_one_that_does_not_is_a_partial_backup() {
+fn a_source_that_fails_beside_one_that_does_not_is_a_partial_backup(mode: Mode) {
     let server = Postgres::start(Major::V15);
     create_small(&server, "one");
-    let workspace = initialised(&server, &["one"]).postgres_as(
+    let workspace = initialised_in(mode, &server, &["one"]).postgres_as(
         "other",
         &server.url("postgres"),
         &server.password_file(),

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     binary::{Output, Run},
+    mode::Mode,
     postgres::{Major, Postgres},
     proxy::TcpProxy,
     wait_for,
@@ -99,9 +100,14 @@ fn create_small(server: &Postgres, name: &str) {
     server.psql(name, "CREATE TABLE small AS SELECT g AS a FROM generate_series(1, 100) g");
 }
 
-/// An initialised repository in a folder, with this source.
+/// An initialised repository in a folder, with this source; in clear, for what fails before anything is stored.
 fn initialised(server: &Postgres, databases: &[&str]) -> Workspace {
-    let workspace = Workspace::folder().postgres(server, databases);
+    initialised_in(Mode::Clear, server, databases)
+}
+
+/// An initialised repository in a folder, with this source.
+fn initialised_in(mode: Mode, server: &Postgres, databases: &[&str]) -> Workspace {
+    let workspace = Workspace::folder().mode(mode).postgres(server, databases);
     workspace.run(&["init"]).ok();
     workspace
 }

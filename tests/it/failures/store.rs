@@ -16,6 +16,7 @@ use super::{Failure, SOON, assert_nobody_left, assert_nothing_recorded, create_s
 use crate::support::{
     binary::Run,
     free_port,
+    mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     process,
     proxy::{Action, HttpProxy},
@@ -24,11 +25,16 @@ use crate::support::{
     workspace::{S3Place, Workspace},
 };
 
-#[test]
-fn repositories_that_cannot_be_used() {
+in_both_modes! {
+    repositories_that_cannot_be_used,
+    an_s3_server_that_goes_away_in_the_middle,
+    a_folder_store_on_a_full_disk,
+}
+
+fn repositories_that_cannot_be_used(mode: Mode) {
     let server = Postgres::start(Major::V15);
     create_small(&server, "one");
-    let workspace = Workspace::folder().postgres(&server, &["one"]);
+    let workspace = Workspace::folder().mode(mode).postgres(&server, &["one"]);
     let place = format!("file://{}", workspace.repository_folder().display());
     let failure = |code, kind: &str, words: &[&str], hint: &str, arguments: &[&str]| {
         Failure { code, kind, words, hint }.of(|| workspace.run(arguments));
@@ -125,10 +131,17 @@ fn an_s3_server_that_cannot_be_used() {
     failure.of_both_at_once(|| Run::new(&["backup"]).config(&config));
     workspace(&place).run(&["init"]).ok();
     assert_nothing_recorded(&workspace(&place));
+}
 
-    // Gone in the middle: at a part, at the manifest, at the head, and from then on.
-    let proxy = HttpProxy::start(place.endpoint["http://".len()..].parse().unwrap());
-    let behind = workspace(&S3Place { endpoint: proxy.endpoint(), ..place.clone() });
+/// At a part, at the manifest, at the head, and from then on.
+fn an_s3_server_that_goes_away_in_the_middle(mode: Mode) {
+    let server = Postgres::start(Major::V15);
+    create_small(&server, "one");
+    let seaweed = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
+    let proxy = HttpProxy::start(seaweed.address());
+    let place = S3Place { endpoint: proxy.endpoint(), ..seaweed.place("backups", "alt-las") };
+    let behind = Workspace::s3(&place).mode(mode).postgres(&server, &["one"]);
+    behind.run(&["init"]).ok();
     behind.run(&["backup"]).ok();
     server.psql("one", "UPDATE small SET a = a + 1000; ALTER TABLE small RENAME a TO b");
     for (at, json) in [("/epochs/", false), ("/backups/", true), ("/head.json", false)] {
@@ -163,14 +176,13 @@ fn an_s3_server_that_cannot_be_used() {
     behind.run(&["verify", "--level", "content"]).ok();
 }
 
-#[test]
-fn a_folder_store_on_a_full_disk() {
+fn a_folder_store_on_a_full_disk(mode: Mode) {
     if !tools::is_root() {
         println!("a full disk is not tested: only root can mount a small one");
         return;
     }
     let server = with_a_large_table();
-    let workspace = Workspace::folder().postgres(&server, &["one"]);
+    let workspace = Workspace::folder().mode(mode).postgres(&server, &["one"]);
     // A mount of its own that nobody else sees and that is gone with the process that holds it.
     let folder = workspace.repository_folder();
     fs::create_dir(&folder).unwrap();
@@ -194,8 +206,9 @@ fn a_folder_store_on_a_full_disk() {
     Failure { code: 1, kind: "store", words: &words, hint: "free space" }.of(|| inside(&["backup"]));
     let listed = inside(&["list", "--json"]).ok().json();
     assert_eq!(listed["backups"], json!([]));
+    let whole = [".json", ".json.age", ".zst", ".zst.age"];
     let torn: Vec<_> =
-        walk(&mounted).into_iter().filter(|(name, _)| !name.ends_with(".json") && !name.ends_with(".zst")).collect();
+        walk(&mounted).into_iter().filter(|(name, _)| !whole.iter().any(|end| name.ends_with(end))).collect();
     assert_eq!(torn, [], "half an object");
     // What it had stored is good, and serves the next run when there is room again.
     let mut room = Command::new("nsenter");
