@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod crypt;
 pub mod operation;
 pub mod pipeline;
 pub mod report;

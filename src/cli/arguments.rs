@@ -85,6 +85,8 @@ pub(super) enum Command {
     Restore(Restore),
     /// Check configuration, repository, sources, privileges, versions and clocks
     Doctor,
+    /// Make an age key: an identity, which is the secret half, and its recipient, the public one
+    Keygen(Keygen),
     /// Print shell completions
     Completions {
         /// The shell
@@ -118,6 +120,18 @@ pub(super) struct Restore {
     /// Replace databases that hold tables; the old ones are kept under another name
     #[arg(long)]
     pub(super) overwrite: bool,
+}
+
+/// Arguments of `keygen`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct Keygen {
+    /// Write the identity to this new file, which only its owner may read, and print the recipient
+    #[arg(long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+    /// Print the identity, as the text of such a file
+    #[arg(long)]
+    pub(super) print: bool,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

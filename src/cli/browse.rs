@@ -56,6 +56,10 @@ fn list_text(report: &ListReport) -> String {
                 problems.push_str(&format!("{backup} is damaged: {problem}\n"));
                 vec![backup.clone(), "?".into(), "?".into(), "DAMAGED".into()]
             }
+            ListedBackup::Locked { backup, problem, hint } => {
+                problems.push_str(&format!("{backup} is locked: {problem}\n  hint: {hint}\n"));
+                vec![backup.clone(), "?".into(), "?".into(), "LOCKED".into()]
+            }
             ListedBackup::Unfinished { backup, manifests, written } => {
                 problems.push_str(&format!(
                     "{backup} is unfinished: {} without a head\n",

@@ -8,6 +8,7 @@ mod backup;
 mod browse;
 mod doctor;
 mod init;
+mod keygen;
 mod logging;
 mod output;
 mod progress;
@@ -81,6 +82,9 @@ async fn run(arguments: Arguments, output: &Output) -> u8 {
                 Err(_) => exit::FAILED,
             };
         }
+        Command::Keygen(arguments) => {
+            return keygen::run(&arguments, output).unwrap_or_else(|error| output.failed(&error));
+        }
         _ => {}
     }
     let environment = Arc::new(|name: &str| std::env::var(name).ok());
@@ -119,7 +123,12 @@ async fn dispatch(context: &Context, command: Command, output: &Output) -> Resul
         Command::Show { backup } => browse::show(context, &backup, output).await,
         Command::Verify { backup, level } => verify::run(context, &backup, level, output).await,
         Command::Doctor => doctor::run(context, output).await,
-        Command::Restore(_) | Command::Backup { .. } | Command::Completions { .. } | Command::Man => Ok(exit::DONE),
+        // Served before there is a context.
+        Command::Restore(_)
+        | Command::Backup { .. }
+        | Command::Keygen(_)
+        | Command::Completions { .. }
+        | Command::Man => Ok(exit::DONE),
     }
 }
 

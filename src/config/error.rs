@@ -160,6 +160,12 @@ pub enum ConfigError {
         /// What to set.
         hint: String,
     },
+    /// A repository is encrypted and nothing opens it.
+    #[error("{} encrypts and names no identity: neither `catalog_identity_file` nor `identity_file`", .file.display())]
+    NoIdentity {
+        /// The configuration file.
+        file: PathBuf,
+    },
     /// A command needs a source and none is configured.
     #[error("no source is configured in {}", .file.display())]
     NoSources {
@@ -196,6 +202,12 @@ impl ConfigError {
             Self::BadValue { hint, .. } => hint.clone(),
             Self::SecretInUrl { hint, .. } | Self::NoCredentials { hint, .. } => Some(hint.clone()),
             Self::NotSupported { .. } => Some("remove it, or use a version that supports it".to_owned()),
+            Self::NoIdentity { .. } => Some(format!(
+                "set `repository.encryption.catalog_identity_file` or {} to back up, list and prune; \
+                 `repository.encryption.identity_file` or {} to verify and restore too",
+                super::CATALOG_IDENTITY_VARIABLE,
+                super::IDENTITY_VARIABLE
+            )),
             Self::NoSources { .. } => Some("add a `[[source]]` section".to_owned()),
             Self::UnknownSource { known, .. } => Some(format!("the configured sources are: {}", known.join(", "))),
             Self::Several(all) => {

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
+use crate::crypt::Recipient;
+
 use super::error::{ConfigError, Place, shown};
 use super::postgres::{POSTGRES_SECRET_HINT, PostgresUrl, url_error};
 use super::reader::{Document, Section};
 use super::url::{RepositoryUrl, parse_endpoint};
 use super::{
-    Config, DEFAULT_COMPRESSION_LEVEL, Limits, NamePattern, PasswordSource, PostgresConfig, PostgresHost,
-    RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings, TlsMode, keys,
+    Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, PasswordSource, PostgresConfig,
+    PostgresHost, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings, TlsMode, keys,
 };
 
 /// The environment variable that names the configuration file.
@@ -127,10 +129,40 @@ const S3_SECRET_HINT: &str = "name files with `repository.s3.access_key_id_file`
 
 fn read_repository_rest(section: &Section<'_>, url: Option<RepositoryUrl>) -> Option<RepositoryConfig> {
     let s3 = read_s3(&section.section("s3"));
+    let encryption = section.has("encryption").then(|| read_encryption(&section.section("encryption")));
     let compression_level = section.integer("compression_level", 1..=19).unwrap_or(DEFAULT_COMPRESSION_LEVEL);
     let epoch_days = section.integer("epoch_days", 1..=366).unwrap_or(DEFAULT_EPOCH_DAYS);
     let grace = section.duration("grace", HOUR..=YEAR, "1h to 366d").unwrap_or(DEFAULT_GRACE);
-    Some(RepositoryConfig { url: url?, s3, compression_level, epoch_days, grace })
+    Some(RepositoryConfig { url: url?, s3, compression_level, epoch_days, grace, encryption })
+}
+
+fn read_encryption(section: &Section<'_>) -> EncryptionConfig {
+    let recipients = read_recipients(section, "recipients");
+    if recipients.is_empty() && section.texts("recipients").is_none_or(|texts| texts.is_empty()) {
+        let hint = "`altlas-backup keygen` makes a key; without the section nothing is encrypted".to_owned();
+        section.bad("recipients", "names nobody to encrypt to", Some(hint));
+    }
+    EncryptionConfig {
+        recipients,
+        catalog_recipients: read_recipients(section, "catalog_recipients"),
+        catalog_identity_file: section.path("catalog_identity_file"),
+        identity_file: section.path("identity_file"),
+    }
+}
+
+/// A list of age recipients. What is none is named by its place and not repeated: it may be a secret.
+fn read_recipients(section: &Section<'_>, name: &str) -> Vec<Recipient> {
+    let mut recipients: Vec<Recipient> = Vec::new();
+    for (index, text) in section.texts(name).unwrap_or_default().into_iter().enumerate() {
+        match text.parse() {
+            Ok(recipient) if recipients.contains(&recipient) => {
+                section.bad(name, format!("[{index}] is there twice"), None);
+            }
+            Ok(recipient) => recipients.push(recipient),
+            Err(error) => section.bad(name, format!("[{index}] {error}"), None),
+        }
+    }
+    recipients
 }
 
 fn read_s3(section: &Section<'_>) -> S3Config {

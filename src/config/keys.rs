@@ -15,6 +15,10 @@ pub(super) const KEYS: &[&str] = &[
     "repository.s3.secret_access_key_file",
     "repository.s3.session_token_file",
     "repository.s3.ca_file",
+    "repository.encryption.recipients",
+    "repository.encryption.catalog_recipients",
+    "repository.encryption.catalog_identity_file",
+    "repository.encryption.identity_file",
     "source.name",
     "source.kind",
     "source.allow_empty",
@@ -32,7 +36,6 @@ pub(super) const KEYS: &[&str] = &[
 
 /// Tables of the design that this version cannot serve, with what it cannot do.
 pub(super) const PLANNED: &[(&str, &str)] = &[
-    ("repository.encryption", "this version cannot encrypt a repository yet"),
     ("schedule", "this version cannot run backups on a schedule yet"),
     ("retention", "this version cannot remove old backups yet"),
     ("alerts", "this version cannot send alerts yet"),
@@ -64,19 +67,16 @@ pub(super) fn planned(path: &str) -> Option<&'static str> {
     PLANNED.iter().find(|(key, _)| *key == path).map(|(_, what)| *what)
 }
 
-/// The full path of the known key nearest to `name` in `table`: by spelling in the same table, else by name in another.
+/// The full path of the known key nearest to `name` in `table`: the very name in another table, else by spelling in the same.
 pub(super) fn nearest(table: &str, name: &str) -> Option<String> {
-    if let Some(found) = nearest_of(name, &children(table)) {
-        return Some(join(table, found));
-    }
-    KEYS.iter()
-        .copied()
-        .chain(PLANNED.iter().map(|(key, _)| *key))
-        .find(|key| key.split('.').any(|part| part == name))
-        .map(|key| match key.split_once(&format!("{name}.")) {
-            Some((before, _)) => format!("{before}{name}"),
-            None => key.to_owned(),
-        })
+    let elsewhere =
+        KEYS.iter().chain(PLANNED.iter().map(|(key, _)| key)).find(|key| key.split('.').any(|part| part == name)).map(
+            |key| match key.split_once(&format!("{name}.")) {
+                Some((before, _)) => format!("{before}{name}"),
+                None => (*key).to_owned(),
+            },
+        );
+    elsewhere.or_else(|| nearest_of(name, &children(table)).map(|found| join(table, found)))
 }
 
 /// The candidate spelled most like `word`, where one is near enough to be meant.

@@ -22,8 +22,9 @@ mod url;
 pub use error::{ConfigError, Place};
 pub use file::{CONFIG_VARIABLE, DEFAULT_PATHS};
 pub use postgres::{NamePattern, PasswordSource, PostgresConfig, PostgresEndpoint, PostgresHost, TlsMode};
-pub use secret::S3Credentials;
+pub use secret::{CATALOG_IDENTITY_VARIABLE, HeldIdentities, IDENTITY_VARIABLE, S3Credentials};
 pub use shapes::{
-    Config, DEFAULT_COMPRESSION_LEVEL, Limits, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
+    Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, RepositoryConfig, S3Config, SourceConfig, SourceName,
+    SourceSettings,
 };
 pub use url::RepositoryUrl;

@@ -8,7 +8,13 @@ use std::path::Path;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{ConfigError, S3Config};
+use super::{ConfigError, EncryptionConfig, S3Config};
+use crate::crypt::Identities;
+
+/// Holds the catalogue identity where no file is configured.
+pub const CATALOG_IDENTITY_VARIABLE: &str = "ALTLAS_BACKUP_CATALOG_IDENTITY";
+/// Holds data identities where no file is configured.
+pub const IDENTITY_VARIABLE: &str = "ALTLAS_BACKUP_IDENTITY";
 
 /// A secret longer than this is a wrong file. Ours are passwords, keys and tokens; a session token has about 1 KiB.
 const MOST_BYTES: u64 = 64 * 1024;
@@ -57,6 +63,41 @@ pub(super) fn read_file(path: &Path, key: &str) -> Result<SecretString, ConfigEr
 /// The secret in an environment variable; an empty one counts as not set.
 pub(super) fn read_variable(variable: &str, env: &dyn Fn(&str) -> Option<String>) -> Option<SecretString> {
     env(variable).filter(|text| !text.is_empty()).map(SecretString::from)
+}
+
+/// The identities of this machine.
+#[derive(Clone, Debug, Default)]
+pub struct HeldIdentities {
+    /// Catalogue identities, the current one first; may be none.
+    pub catalog: Identities,
+    /// Identities of recipients; may be none.
+    pub data: Identities,
+}
+
+impl EncryptionConfig {
+    /// Reads the identities: from their files where these are configured, else from `ALTLAS_BACKUP_CATALOG_IDENTITY` and
+    /// `ALTLAS_BACKUP_IDENTITY`, which hold what the files would.
+    ///
+    /// # Errors
+    /// A file that cannot be used, or that holds something else.
+    pub fn identities(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<HeldIdentities, ConfigError> {
+        let read = |file: &Option<std::path::PathBuf>, name: &str, variable: &str| {
+            let key = format!("repository.encryption.{name}");
+            let text = match file {
+                Some(path) => Some(read_file(path, &key)?),
+                None => read_variable(variable, env),
+            };
+            let Some(text) = text else { return Ok(Identities::default()) };
+            Identities::parse(text.expose_secret()).map_err(|error| match file {
+                Some(path) => ConfigError::SecretFile { key, path: path.clone(), problem: error.to_string() },
+                None => ConfigError::SecretVariable { variable: variable.to_owned(), problem: error.to_string() },
+            })
+        };
+        Ok(HeldIdentities {
+            catalog: read(&self.catalog_identity_file, "catalog_identity_file", CATALOG_IDENTITY_VARIABLE)?,
+            data: read(&self.identity_file, "identity_file", IDENTITY_VARIABLE)?,
+        })
+    }
 }
 
 impl S3Config {

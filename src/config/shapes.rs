@@ -7,6 +7,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::{ConfigError, PostgresConfig, RepositoryUrl};
+use crate::crypt::Recipient;
 
 /// The zstd level of parts where none is configured: level 1 was both faster and smaller than 3 in our measurements.
 pub const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
@@ -59,6 +60,22 @@ pub struct RepositoryConfig {
     pub epoch_days: u32,
     /// How old an object must be before it may be swept; at least an hour.
     pub grace: Duration,
+    /// To whom its objects are encrypted; absent: they are stored in clear.
+    pub encryption: Option<EncryptionConfig>,
+}
+
+/// To whom a repository is encrypted, and what this machine holds of it. The identities are read by
+/// [`EncryptionConfig::identities`].
+#[derive(Clone, Debug)]
+pub struct EncryptionConfig {
+    /// Whose identities open everything; at least one.
+    pub recipients: Vec<Recipient>,
+    /// Public halves of catalogue identities that this machine does not hold, the current one first: for machines that restore.
+    pub catalog_recipients: Vec<Recipient>,
+    /// The file with the catalogue identity, and with older ones after it.
+    pub catalog_identity_file: Option<PathBuf>,
+    /// The file with identities of recipients.
+    pub identity_file: Option<PathBuf>,
 }
 
 /// How an S3 server is reached. The credentials are read by [`S3Config::credentials`].

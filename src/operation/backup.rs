@@ -176,27 +176,42 @@ fn all_failed(mut errors: Vec<Error>) -> Error {
     }
 }
 
-/// The newest epoch that is young enough and whole, or a new one (rule R7).
+/// The newest epoch that is whole, young enough and for the configured recipients, or a new one (rule R7).
 async fn epoch(repository: &Repository, now: Timestamp, days: u32) -> Result<Arc<Epoch>, RepositoryError> {
+    let keyring = repository.keyring();
+    let young = |began: Timestamp| {
+        let age = Duration::try_from(now.duration_since(began)).unwrap_or_default();
+        age < Duration::from_secs(u64::from(days) * 24 * 3600)
+    };
     let mut newest: Option<Arc<Epoch>> = None;
     for id in repository.epoch_ids().await? {
-        match repository.epoch(&id).await {
+        // Who reads an epoch is in clear. What is not for us need not be opened, and may be what we cannot open.
+        let epoch = match repository.epoch_record(&id).await {
+            Ok((record, _)) if !keyring.encrypts() && !record.recipients.is_empty() => {
+                return Err(RepositoryError::WouldBeClear { epoch: id, recipients: record.recipients });
+            }
+            Ok((record, _)) if !keyring.agrees_with(&record) || !young(record.began) => continue,
+            Ok(_) => repository.epoch(&id).await,
+            Err(error) => Err(error),
+        };
+        match epoch {
+            // Whoever began it knows the keys that name and sign what would be written.
+            Ok(epoch) if epoch.unknown_beginner.is_some() => {
+                tracing::warn!("epoch {id} is not used: nothing that is configured began it");
+            }
             Ok(epoch) if newest.as_ref().is_none_or(|other| other.record.began < epoch.record.began) => {
                 newest = Some(epoch)
             }
             Ok(_) => {}
-            // Half of one, whose making was cut off, or a damaged one: nothing new goes into it.
+            // Half of one, whose making was cut off, or a damaged or forged one: nothing new goes into it.
             Err(RepositoryError::Trust(trust)) => tracing::warn!("epoch {id} is not used: {trust}"),
+            Err(RepositoryError::Locked(locked)) => tracing::warn!("epoch {id} is not used: {locked}"),
             Err(error) => return Err(error),
         }
     }
-    let young = |epoch: &Epoch| {
-        let age = Duration::try_from(now.duration_since(epoch.record.began)).unwrap_or_default();
-        age < Duration::from_secs(u64::from(days) * 24 * 3600)
-    };
     match newest {
-        Some(epoch) if young(&epoch) => Ok(epoch),
-        _ => repository.begin_epoch(now, CUT_POLICY.to_owned()).await,
+        Some(epoch) => Ok(epoch),
+        None => repository.begin_epoch(now, CUT_POLICY.to_owned()).await,
     }
 }
 

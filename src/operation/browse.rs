@@ -22,6 +22,15 @@ pub enum ListedBackup {
         /// What is wrong.
         problem: String,
     },
+    /// A head that cannot be believed with what this machine holds.
+    Locked {
+        /// Its id.
+        backup: String,
+        /// Why.
+        problem: String,
+        /// The next step.
+        hint: String,
+    },
     /// Manifests without a head.
     Unfinished {
         /// Its id.
@@ -58,6 +67,9 @@ pub async fn list(context: &Context) -> Result<ListReport, Error> {
             CatalogEntry::Good(head) => ListedBackup::Good { head },
             CatalogEntry::Damaged { id, trust } => {
                 ListedBackup::Damaged { backup: id.to_string(), problem: trust.to_string() }
+            }
+            CatalogEntry::Locked { id, locked } => {
+                ListedBackup::Locked { backup: id.to_string(), problem: locked.to_string(), hint: locked.hint() }
             }
             CatalogEntry::Unfinished { id, manifests, written } => {
                 ListedBackup::Unfinished { backup: id.to_string(), manifests, written }

@@ -6,9 +6,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::Error;
 use crate::{
-    config::{Config, RepositoryUrl, SourceConfig},
+    config::{Config, ConfigError, RepositoryUrl, SourceConfig},
     pipeline::{Budget, Progress},
-    repository::Repository,
+    repository::{Keyring, Repository},
     source::{self, Source},
     store::{FileBackend, RetryPolicy, S3Backend, S3Options, SharedBackend, Store, StoreError, StoreErrorKind},
 };
@@ -76,12 +76,27 @@ impl Context {
         Ok(())
     }
 
+    /// The keys of this machine.
+    ///
+    /// # Errors
+    /// An identity that cannot be read.
+    pub fn keyring(&self) -> Result<Keyring, Error> {
+        let Some(encryption) = &self.config.repository.encryption else { return Ok(Keyring::default()) };
+        let held = encryption.identities(&*self.environment)?;
+        let (recipients, known) = (encryption.recipients.clone(), encryption.catalog_recipients.clone());
+        Ok(Keyring::new(recipients, known, held.catalog, held.data))
+    }
+
     /// The configured repository.
     ///
     /// # Errors
-    /// What keeps it from being opened.
+    /// What keeps it from being opened; an encrypted one needs an identity.
     pub async fn repository(&self) -> Result<Repository, Error> {
-        Ok(Repository::open(self.store()?).await?)
+        let keyring = self.keyring()?;
+        if keyring.encrypts() && keyring.is_empty() {
+            return Err(ConfigError::NoIdentity { file: self.config.origin.clone() }.into());
+        }
+        Ok(Repository::open(self.store()?, keyring).await?)
     }
 
     /// The memory budget of one run.

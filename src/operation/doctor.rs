@@ -1,14 +1,16 @@
 //! `doctor`: everything a backup needs, looked at without touching anything.
 
-use std::time::Duration;
+use std::{os::unix::fs::PermissionsExt, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, Error};
 use crate::{
+    config::ConfigError,
+    crypt::{Recipient, listed},
     report,
-    repository::{Catalog, CatalogEntry},
+    repository::{Catalog, CatalogEntry, EpochRecord, Locked, Repository, RepositoryError},
     source::{Finding, Level},
 };
 
@@ -54,6 +56,7 @@ pub async fn doctor(context: &Context) -> DoctorReport {
             ),
         )],
     }];
+    sections.push(Section { subject: "encryption".to_owned(), findings: encryption(context) });
     let mut findings = Vec::new();
     if let Err(error) = repository(context, &mut findings).await {
         findings.push(problem(&error));
@@ -71,6 +74,138 @@ pub async fn doctor(context: &Context) -> DoctorReport {
     DoctorReport { healthy, sections }
 }
 
+/// Could somebody else than we have made it?
+fn is_forgery(locked: &Locked) -> bool {
+    matches!(locked, Locked::InClear { .. } | Locked::Stranger { .. } | Locked::SeveralBeginners { .. })
+}
+
+/// Looks at recipients and identities: what the configuration says and what this machine holds.
+fn encryption(context: &Context) -> Vec<Finding> {
+    let Some(config) = &context.config.repository.encryption else {
+        return vec![Finding {
+            level: Level::Warning,
+            text: "encryption is off: whoever reads the store reads the data, whoever writes to it can forge backups"
+                .into(),
+            hint: Some("`altlas-backup keygen` makes a key for `[repository.encryption]`".into()),
+        }];
+    };
+    let mut findings = vec![finding(
+        Level::Ok,
+        format!(
+            "encrypted to {}: {}",
+            report::count(config.recipients.len() as u64, "recipient"),
+            listed(&config.recipients)
+        ),
+    )];
+    let mut warn = |text: String, hint: &str| {
+        findings.push(Finding { level: Level::Warning, text, hint: Some(hint.to_owned()) });
+    };
+    if config.recipients.len() == 1 {
+        warn(
+            "there is a single recipient: whoever loses its identity loses every backup".into(),
+            "add an escrow: a second key, whose identity is kept offline and elsewhere",
+        );
+    }
+    for (key, path) in
+        [("catalog_identity_file", &config.catalog_identity_file), ("identity_file", &config.identity_file)]
+    {
+        let Some(path) = path else { continue };
+        // One that cannot be looked at cannot be read either, which is told below.
+        let Ok(mode) = std::fs::metadata(path).map(|file| file.permissions().mode() & 0o777) else { continue };
+        if mode & 0o077 != 0 {
+            warn(
+                format!("{} (`{key}`) can be read by others: its mode is {mode:04o}", path.display()),
+                "chmod 0600; for a Kubernetes secret: defaultMode 0400",
+            );
+        }
+    }
+    let held = match config.identities(&*context.environment) {
+        Ok(held) => held,
+        Err(error) => {
+            findings.push(problem(&error.into()));
+            return findings;
+        }
+    };
+    if held.catalog.is_empty() && held.data.is_empty() {
+        findings.push(problem(&ConfigError::NoIdentity { file: context.config.origin.clone() }.into()));
+        return findings;
+    }
+    let mut warn = |text: String, hint: &str| {
+        findings.push(Finding { level: Level::Warning, text, hint: Some(hint.to_owned()) });
+    };
+    for catalog in held.catalog.recipients().chain(&config.catalog_recipients) {
+        if config.recipients.contains(catalog) || held.data.recipients().any(|data| data == catalog) {
+            warn(
+                format!(
+                    "the catalogue identity of {catalog} is a data identity too: what makes backups can read them all"
+                ),
+                "make a key of its own for the catalogue with `altlas-backup keygen`",
+            );
+        }
+    }
+    for data in held.data.recipients().filter(|data| !config.recipients.contains(data)) {
+        warn(
+            format!(
+                "`identity_file` holds the identity of {data}, who is no recipient: it opens older backups at most"
+            ),
+            "add it to `repository.encryption.recipients`, or remove it once no backup needs it",
+        );
+    }
+    if held.catalog.is_empty() && config.catalog_recipients.is_empty() {
+        warn(
+            "there is no catalogue identity: backups of machines that have one are believed without proof".into(),
+            "set `catalog_identity_file`, or where this machine only restores: `catalog_recipients`",
+        );
+    }
+    findings.push(finding(
+        Level::Ok,
+        match held.data.of_any(config.recipients.iter()) {
+            Some(identity) => format!("this machine reads everything, with the identity of {}", identity.recipient()),
+            None => "this machine reads keys and manifests, no data: `verify --level content` and `restore` need `identity_file`".into(),
+        },
+    ));
+    findings
+}
+
+/// Is the epoch that the next backup would use for those whom the configuration names?
+async fn recipients(repository: &Repository, findings: &mut Vec<Finding>) -> Result<(), Error> {
+    let mut newest: Option<EpochRecord> = None;
+    for id in repository.epoch_ids().await? {
+        match repository.epoch_record(&id).await {
+            Ok((record, _)) if newest.as_ref().is_none_or(|other| other.began < record.began) => newest = Some(record),
+            Ok(_) => {}
+            Err(RepositoryError::Trust(trust)) => {
+                findings.push(finding(Level::Warning, format!("epoch {id} cannot be used: {trust}")));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let Some(newest) = newest.filter(|newest| !repository.keyring().agrees_with(newest)) else { return Ok(()) };
+    let configured = repository.keyring();
+    let before: Vec<&Recipient> = newest.readers().collect();
+    let now: Vec<&Recipient> = configured.recipients().iter().chain(configured.catalog_recipient()).collect();
+    let only = |these: &[&Recipient], those: &[&Recipient]| {
+        listed(these.iter().copied().filter(|recipient| !those.contains(recipient)))
+    };
+    findings.push(Finding {
+        level: Level::Warning,
+        text: format!(
+            "the newest epoch {} has other recipients than the configuration: added since {}, removed {}",
+            newest.epoch,
+            only(&now, &before),
+            only(&before, &now)
+        ),
+        hint: Some(match configured.encrypts() {
+            true => {
+                "the next backup begins a new epoch, with a full copy; whoever was removed still reads the old ones"
+                    .into()
+            }
+            false => "the repository is encrypted: no backup will be made without `[repository.encryption]`".into(),
+        }),
+    });
+    Ok(())
+}
+
 async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<(), Error> {
     let repository = context.repository().await?;
     let mark = repository.mark();
@@ -78,7 +213,6 @@ async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<()
         Level::Ok,
         format!("format {}, id {}, created {}", mark.format, mark.repository, report::time(mark.created)),
     ));
-    findings.push(finding(Level::Warning, "encryption is off: whoever reads the store reads the data".to_owned()));
     let (theirs, ours) = (repository.store().now().await?, Timestamp::now());
     let apart = theirs.duration_since(ours).unsigned_abs();
     if apart > CLOCK_TOLERANCE {
@@ -86,6 +220,7 @@ async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<()
         let hint = Some("set both by NTP; S3 servers refuse requests at 15 minutes".to_owned());
         findings.push(Finding { level: Level::Warning, text, hint });
     }
+    recipients(&repository, findings).await?;
     let catalog = Catalog::read(&repository).await?;
     match catalog.heads().next() {
         Some(head) => findings.push(finding(
@@ -105,6 +240,11 @@ async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<()
             CatalogEntry::Damaged { id, trust } => {
                 findings.push(finding(Level::Problem, format!("backup {id} cannot be trusted: {trust}")));
             }
+            CatalogEntry::Locked { id, locked } => findings.push(Finding {
+                level: if is_forgery(locked) { Level::Problem } else { Level::Warning },
+                text: format!("backup {id} is locked: {locked}"),
+                hint: Some(locked.hint()),
+            }),
             CatalogEntry::Unfinished { id, manifests, written } => findings.push(finding(
                 Level::Warning,
                 format!(

@@ -1,7 +1,11 @@
 //! Every way a command can fail, and the one table from failure to exit code.
 
 use crate::{
-    config::ConfigError, pipeline::PipelineError, repository::RepositoryError, source::SourceError, store::StoreError,
+    config::ConfigError,
+    pipeline::PipelineError,
+    repository::{Locked, RepositoryError},
+    source::SourceError,
+    store::StoreError,
 };
 
 /// Exit codes (DESIGN.md §7).
@@ -38,6 +42,16 @@ pub enum Error {
         message: String,
         /// The next step.
         hint: Option<String>,
+    },
+    /// `keygen` could not write.
+    #[error("no identity was written to {}: {problem}", .path.display())]
+    KeyFile {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Is there one already?
+        exists: bool,
+        /// Why.
+        problem: String,
     },
     /// The store.
     #[error(transparent)]
@@ -84,12 +98,22 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Config(_) | Error::Usage { .. } => exit::USAGE,
-            Error::Repository(RepositoryError::Newer { .. } | RepositoryError::Unsupported { .. })
+            Error::Repository(RepositoryError::Locked(locked)) | Error::Pipeline(PipelineError::Locked(locked)) => {
+                match locked {
+                    Locked::NoIdentity { .. } | Locked::NoDataIdentity { .. } | Locked::NoBeginner { .. } => {
+                        exit::USAGE
+                    }
+                    Locked::InClear { .. } | Locked::SeveralBeginners { .. } | Locked::Stranger { .. } => exit::REFUSED,
+                }
+            }
+            Error::Repository(RepositoryError::Newer { .. } | RepositoryError::WouldBeClear { .. })
             | Error::NothingVerified { .. }
             | Error::NotConfirmed
+            | Error::KeyFile { exists: true, .. }
             | Error::Source { error: SourceError::Refused { .. }, .. } => exit::REFUSED,
             Error::Interrupted | Error::Source { error: SourceError::Interrupted { .. }, .. } => exit::INTERRUPTED,
-            Error::Store(_)
+            Error::KeyFile { .. }
+            | Error::Store(_)
             | Error::Repository(_)
             | Error::Pipeline(_)
             | Error::Source { .. }
@@ -103,12 +127,16 @@ impl Error {
         match self {
             Error::Config(_) => "config",
             Error::Usage { .. } => "usage",
+            Error::KeyFile { exists: true, .. } => "refused",
+            Error::KeyFile { .. } => "file",
             Error::Store(_) | Error::Repository(RepositoryError::Store(_) | RepositoryError::HeadRemains { .. }) => {
                 "store"
             }
             Error::Repository(RepositoryError::NotInitialised { .. }) => "not-initialised",
             Error::Repository(RepositoryError::AlreadyInitialised { .. }) => "already-initialised",
-            Error::Repository(RepositoryError::Newer { .. } | RepositoryError::Unsupported { .. }) => "newer-format",
+            Error::Repository(RepositoryError::Newer { .. }) => "newer-format",
+            Error::Repository(RepositoryError::Locked(_)) | Error::Pipeline(PipelineError::Locked(_)) => "locked",
+            Error::Repository(RepositoryError::WouldBeClear { .. }) => "refused",
             Error::Repository(RepositoryError::Trust(_)) => "damaged",
             Error::Repository(_) => "repository",
             Error::Pipeline(PipelineError::Trust(_)) => "damaged",
@@ -129,6 +157,9 @@ impl Error {
         match self {
             Error::Config(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
+            Error::KeyFile { exists, .. } => {
+                exists.then(|| "name another file: an identity is never overwritten, backups may need it".into())
+            }
             Error::Store(error) => error.hint(),
             Error::Repository(error) => error.hint(),
             Error::Pipeline(error) => error.hint(),

@@ -5,6 +5,7 @@ mod browse;
 mod context;
 mod doctor;
 mod error;
+mod keygen;
 mod restore;
 mod verify;
 
@@ -14,6 +15,7 @@ pub use self::{
     context::{Context, Environment},
     doctor::{DoctorReport, Section, doctor},
     error::{Error, exit},
+    keygen::{KeygenReport, keygen},
     restore::{PlannedRestore, RestoreArguments, RestoreReport, plan_restore},
     verify::{Problem, VerifyLevel, VerifyReport, verify},
 };
@@ -37,10 +39,12 @@ pub struct InitReport {
 /// Where one is already, unless `if_missing`; what the store says.
 pub async fn init(context: &Context, if_missing: bool) -> Result<InitReport, Error> {
     context.create_folder().await?;
-    let store = context.store()?;
-    let (repository, created) = match Repository::init(store.clone()).await {
+    let (store, keyring) = (context.store()?, context.keyring()?);
+    let (repository, created) = match Repository::init(store.clone(), keyring.clone()).await {
         Ok(repository) => (repository, true),
-        Err(RepositoryError::AlreadyInitialised { .. }) if if_missing => (Repository::open(store).await?, false),
+        Err(RepositoryError::AlreadyInitialised { .. }) if if_missing => {
+            (Repository::open(store, keyring).await?, false)
+        }
         Err(error) => return Err(error.into()),
     };
     Ok(InitReport {

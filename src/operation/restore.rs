@@ -80,6 +80,7 @@ pub async fn plan_restore(context: &Context, arguments: &RestoreArguments) -> Re
         }
     }
     let epoch = repository.epoch(&head.epoch).await?;
+    epoch.must_open_parts().map_err(RepositoryError::from)?;
     let mut manifests = Vec::new();
     for name in &names {
         let source = head.source(name).ok_or_else(|| RepositoryError::NoSnapshot {
@@ -93,7 +94,8 @@ pub async fn plan_restore(context: &Context, arguments: &RestoreArguments) -> Re
     if let Some(trust) = missing.into_iter().next() {
         return Err(RepositoryError::from(trust).into());
     }
-    let parts = PartReader::new(repository.store().clone(), epoch.clone(), context.budget(), context.progress.clone());
+    let parts = PartReader::new(repository.store().clone(), epoch.clone(), context.budget(), context.progress.clone())
+        .map_err(RepositoryError::from)?;
     let mut sources = Vec::new();
     for manifest in manifests {
         let name = manifest.source.name.clone();

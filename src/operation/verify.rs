@@ -129,11 +129,14 @@ pub async fn verify(context: &Context, selector: &Selector, level: VerifyLevel) 
     };
     let catalog = Catalog::read(&repository).await?;
     // The newest backup must not look sound because its head is damaged and an older one stands in for it.
-    if *selector == Selector::Latest
-        && let Some(CatalogEntry::Damaged { id, trust }) =
-            catalog.entries.iter().find(|entry| !matches!(entry, CatalogEntry::Unfinished { .. }))
-    {
-        return Ok(VerifyReport::failed(level, Some(id.to_string()), trust));
+    if *selector == Selector::Latest {
+        match catalog.entries.iter().find(|entry| !matches!(entry, CatalogEntry::Unfinished { .. })) {
+            Some(CatalogEntry::Damaged { id, trust }) => {
+                return Ok(VerifyReport::failed(level, Some(id.to_string()), trust));
+            }
+            Some(CatalogEntry::Locked { locked, .. }) => return Err(RepositoryError::from(locked.clone()).into()),
+            _ => {}
+        }
     }
     let head = match browse::select(&catalog, selector, &[], repository.store().url()) {
         Ok(head) => head,
@@ -166,6 +169,9 @@ async fn verify_head(
     let without = head.sources.iter().filter(|source| source.manifest.is_none());
     report.not_captured = without.map(|source| source.name.clone()).collect();
     let epoch = repository.epoch(&head.epoch).await?;
+    if level != VerifyLevel::Presence {
+        epoch.must_open_parts().map_err(RepositoryError::from)?;
+    }
     let mut manifests = Vec::new();
     context.progress.set_phase("manifests");
     for source in head.sources.iter().filter(|source| source.manifest.is_some()) {
@@ -202,7 +208,8 @@ async fn verify_head(
     let known: Vec<&str> = missing.iter().map(Trust::object).collect();
     let total: u64 = manifests.iter().flat_map(|manifest| &manifest.artifacts).map(|artifact| artifact.raw).sum();
     context.progress.total_raw.store(total, std::sync::atomic::Ordering::Relaxed);
-    let parts = PartReader::new(repository.store().clone(), epoch, context.budget(), context.progress.clone());
+    let parts = PartReader::new(repository.store().clone(), epoch, context.budget(), context.progress.clone())
+        .map_err(RepositoryError::from)?;
     for manifest in manifests {
         let name = manifest.source.name.clone();
         let reader = SnapshotReader::new(manifest, parts.clone());

@@ -1,6 +1,6 @@
 //! One part from plaintext to stored bytes and back. Blocking: call on a blocking thread.
 //!
-//! A stored part is one zstd frame with a content checksum and its content size. Encryption goes around the frame, here.
+//! A stored part is one zstd frame with a content checksum and its content size, in age where the repository is encrypted.
 
 use std::io::Read;
 
@@ -14,35 +14,35 @@ pub(super) fn content_hash(keys: &Keys, plain: &[u8]) -> [u8; 32] {
     *keys.content_hasher().update(plain).finalize().as_bytes()
 }
 
-/// Compresses, then proves that it decompresses to the same (rule R4). Returns the stored bytes and their SHA-256.
+/// Compresses, proves that it decompresses to the same (rule R4), encrypts. Returns the stored bytes and their SHA-256.
+///
+/// Takes the plaintext, so that there are never more than two of it, its frame and the stored bytes at a time.
 pub(super) fn encode(
     keys: &Keys,
-    protection: Protection,
+    protection: &Protection,
     level: i32,
-    plain: &[u8],
+    plain: impl AsRef<[u8]>,
     content: &[u8; 32],
 ) -> Result<(Vec<u8>, [u8; 32]), PipelineError> {
     let failed = |error: std::io::Error| PipelineError::Compressor(error.to_string());
     let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
     compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
-    let mut frame = compressor.compress(plain).map_err(failed)?;
+    let mut frame = compressor.compress(plain.as_ref()).map_err(failed)?;
     // The buffer was sized for data that does not compress.
     frame.shrink_to_fit();
-    if !decompresses_to(keys, &frame, plain.len() as u64, content) {
-        return Err(PipelineError::CompressorFault { bytes: plain.len() as u64 });
+    let bytes = plain.as_ref().len() as u64;
+    if !decompresses_to(keys, &frame, bytes, content) {
+        return Err(PipelineError::CompressorFault { bytes });
     }
-    let stored = match protection {
-        Protection::Clear => frame,
-    };
+    drop(plain);
+    let stored = protection.wrap_part(frame).map_err(|error| PipelineError::Encryption(error.to_string()))?;
     let digest = Sha256::digest(&stored).into();
     Ok((stored, digest))
 }
 
 /// The most bytes that [`encode`] makes of so many.
-pub(super) fn longest(protection: Protection, plain: usize) -> usize {
-    match protection {
-        Protection::Clear => zstd::zstd_safe::compress_bound(plain),
-    }
+pub(super) fn longest(protection: &Protection, plain: usize) -> usize {
+    protection.longest(zstd::zstd_safe::compress_bound(plain))
 }
 
 /// Are these the bytes that were stored under that name? Then they are what passed [`encode`]'s check.
@@ -71,7 +71,7 @@ fn decompresses_to(keys: &Keys, frame: &[u8], len: u64, content: &[u8; 32]) -> b
 /// Checks and opens a stored part; `key` is for messages.
 pub(super) fn decode(
     keys: &Keys,
-    protection: Protection,
+    protection: &Protection,
     part: &PartRef,
     key: &str,
     stored: &[u8],
@@ -83,12 +83,10 @@ pub(super) fn decode(
     if !is_stored_as(stored, &part.name.stored) {
         return Err(damaged("does not match the SHA-256 in its name".into()));
     }
-    let frame = match protection {
-        Protection::Clear => stored,
-    };
+    let frame = protection.unwrap(stored).map_err(|error| damaged(error.to_string()))?;
     let len = usize::try_from(part.raw).map_err(|_| damaged("is said to be larger than memory".into()))?;
     let mut plain = Vec::with_capacity(len);
-    zstd::stream::read::Decoder::with_buffer(frame)
+    zstd::stream::read::Decoder::new(frame)
         // One byte more than it should hold, to notice one that holds more.
         .and_then(|decoder| decoder.take(part.raw + 1).read_to_end(&mut plain))
         .map_err(|error| damaged(format!("does not decompress: {error}")))?;
@@ -110,7 +108,7 @@ mod tests {
     fn part(plain: &[u8]) -> (Keys, PartRef, Vec<u8>) {
         let keys = Keys::random();
         let content = content_hash(&keys, plain);
-        let (stored, digest) = encode(&keys, Protection::Clear, 1, plain, &content).unwrap();
+        let (stored, digest) = encode(&keys, &Protection::Clear, 1, plain, &content).unwrap();
         let run = BackupId::new("2026-11-23T01:00:00Z".parse().unwrap()).tail();
         let name = PartName { content, stored: digest, run };
         let part = PartRef { name, raw: plain.len() as u64, stored: stored.len() as u64, rows: 1, continues: false };
@@ -121,12 +119,12 @@ mod tests {
     fn a_part_comes_back_and_any_changed_byte_is_noticed() {
         let plain = b"one\ttwo\nthree\tfour\n".repeat(100);
         let (keys, part, stored) = part(&plain);
-        assert_eq!(decode(&keys, Protection::Clear, &part, "key", &stored).unwrap(), plain);
+        assert_eq!(decode(&keys, &Protection::Clear, &part, "key", &stored).unwrap(), plain);
         for at in 0..stored.len() {
             let mut bad = stored.clone();
             bad[at] ^= 1;
-            assert!(decode(&keys, Protection::Clear, &part, "key", &bad).is_err(), "byte {at}");
-            assert!(decode(&keys, Protection::Clear, &part, "key", &stored[..at]).is_err(), "cut at {at}");
+            assert!(decode(&keys, &Protection::Clear, &part, "key", &bad).is_err(), "byte {at}");
+            assert!(decode(&keys, &Protection::Clear, &part, "key", &stored[..at]).is_err(), "cut at {at}");
         }
     }
 
@@ -134,10 +132,10 @@ mod tests {
     fn digests_made_good_again_do_not_hide_a_changed_row() {
         let (keys, mut good, _) = part(b"one\n");
         let content = content_hash(&keys, b"two\n");
-        let (stored, digest) = encode(&keys, Protection::Clear, 1, b"two\n", &content).unwrap();
+        let (stored, digest) = encode(&keys, &Protection::Clear, 1, b"two\n", &content).unwrap();
         good.name.stored = digest;
         good.stored = stored.len() as u64;
-        let error = decode(&keys, Protection::Clear, &good, "key", &stored).unwrap_err();
+        let error = decode(&keys, &Protection::Clear, &good, "key", &stored).unwrap_err();
         assert!(error.to_string().contains("content"), "{error}");
     }
 

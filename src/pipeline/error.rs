@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    repository::{RepositoryError, Trust},
+    repository::{Locked, RepositoryError, Trust},
     store::StoreError,
 };
 
@@ -26,6 +26,12 @@ pub enum PipelineError {
     /// The compressor refused.
     #[error("a part could not be compressed: {0}")]
     Compressor(String),
+    /// age refused.
+    #[error("a part could not be encrypted: {0}")]
+    Encryption(String),
+    /// This machine cannot read parts.
+    #[error(transparent)]
+    Locked(#[from] Locked),
     /// The run is over: another part of it failed, which is reported by itself.
     #[error("stopped, since another part of this run failed")]
     Stopped,
@@ -42,6 +48,7 @@ impl From<RepositoryError> for PipelineError {
         match error {
             RepositoryError::Trust(trust) => PipelineError::Trust(trust),
             RepositoryError::Store(error) => error.into(),
+            RepositoryError::Locked(locked) => PipelineError::Locked(locked),
             other => PipelineError::Trust(Trust::damaged("the repository", other)),
         }
     }
@@ -63,7 +70,8 @@ impl PipelineError {
                 Some("`altlas-backup verify BACKUP --level content` tells what else is damaged; `altlas-backup list` shows the other backups".into())
             }
             PipelineError::CompressorFault { .. } => Some("memory or processor may be faulty: run the backup on another machine".into()),
-            PipelineError::Compressor(_) | PipelineError::Stopped => None,
+            PipelineError::Locked(locked) => Some(locked.hint()),
+            PipelineError::Compressor(_) | PipelineError::Encryption(_) | PipelineError::Stopped => None,
         }
     }
 }

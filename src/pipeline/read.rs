@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::{Budget, Lease, PipelineError, Progress, codec};
 use crate::{
-    repository::{Artifact, Cut, Epoch, Manifest, PartRef, Trust, part_key},
+    repository::{Artifact, Cut, Epoch, Locked, Manifest, PartRef, Trust, part_key},
     store::{Store, StoreErrorKind},
 };
 
@@ -42,8 +42,12 @@ pub struct PartReader {
 
 impl PartReader {
     /// A reader of the parts of `epoch`.
-    pub fn new(store: Store, epoch: Arc<Epoch>, budget: Budget, progress: Arc<Progress>) -> Self {
-        Self { store, epoch, budget, progress }
+    ///
+    /// # Errors
+    /// `Locked`, where this machine holds no identity that opens them.
+    pub fn new(store: Store, epoch: Arc<Epoch>, budget: Budget, progress: Arc<Progress>) -> Result<Self, Locked> {
+        epoch.must_open_parts()?;
+        Ok(Self { store, epoch, budget, progress })
     }
 
     /// One part's plaintext, checked: size, SHA-256, zstd's checksum, length, content hash.
@@ -66,7 +70,7 @@ impl PartReader {
         let (epoch, part) = (self.epoch.clone(), part.clone());
         let raw = part.raw;
         let plain =
-            tokio::task::spawn_blocking(move || codec::decode(&epoch.keys, epoch.protection, &part, &key, &stored))
+            tokio::task::spawn_blocking(move || codec::decode(&epoch.keys, &epoch.protection, &part, &key, &stored))
                 .await
                 .map_err(|_| PipelineError::Stopped)??;
         lease.shrink(raw);

@@ -166,10 +166,10 @@ impl Pipeline {
             return Ok(finished(part, false));
         }
         let keys = self.epoch.keys.clone();
-        let (protection, level) = (self.epoch.protection, self.level);
+        let (protection, level) = (self.epoch.protection.clone(), self.level);
         let (stored, digest) = {
             let _cpu = self.cpu.acquire().await?;
-            blocking(move || codec::encode(&keys, protection, level, &plain, &content)).await??
+            blocking(move || codec::encode(&keys, &protection, level, plain, &content)).await??
         };
         let size = stored.len() as u64;
         lease.shrink(size);
@@ -187,7 +187,7 @@ impl Pipeline {
     async fn is_whole(&self, part: &StoredPart, plain: usize) -> Result<bool, PipelineError> {
         let key = part_key(&self.epoch, &part.name);
         // Whatever is longer is damaged, and the lease has no room for it.
-        let whole = part.stored <= codec::longest(self.epoch.protection, plain) as u64 && {
+        let whole = part.stored <= codec::longest(&self.epoch.protection, plain) as u64 && {
             let _upload = self.uploads.acquire().await?;
             match self.store.get(&key).await {
                 Ok(stored) if stored.len() as u64 == part.stored => {

@@ -1,14 +1,19 @@
 //! What backups there are: heads only (rule R1), with what lacks a head or cannot be trusted named beside them (R11).
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+    sync::{Mutex, PoisonError},
+};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 
 use super::{
-    BackupId, Head, Repository, RepositoryError, Trust,
+    BackupId, Head, Locked, Repository, RepositoryError, Trust,
     layout::{self, BackupObject},
 };
+use crate::crypt::Recipient;
 
 /// Heads read at once.
 const PARALLEL_READS: usize = 8;
@@ -24,6 +29,13 @@ pub enum CatalogEntry {
         id: BackupId,
         /// What is wrong.
         trust: Trust,
+    },
+    /// A head that may be good, and cannot be believed with what this machine holds.
+    Locked {
+        /// The folder's name.
+        id: BackupId,
+        /// Why.
+        locked: Locked,
     },
     /// Manifests without a head.
     Unfinished {
@@ -41,7 +53,9 @@ impl CatalogEntry {
     pub fn id(&self) -> &BackupId {
         match self {
             CatalogEntry::Good(head) => &head.backup,
-            CatalogEntry::Damaged { id, .. } | CatalogEntry::Unfinished { id, .. } => id,
+            CatalogEntry::Damaged { id, .. }
+            | CatalogEntry::Locked { id, .. }
+            | CatalogEntry::Unfinished { id, .. } => id,
         }
     }
 }
@@ -80,7 +94,8 @@ impl Catalog {
     /// Reads every head.
     ///
     /// # Errors
-    /// What the store says, and a repository of a newer format; a damaged head is an entry, not an error.
+    /// What the store says, a repository of a newer format, an encrypted one where no identity is configured at all, one whose
+    /// makers disagree where none is configured. A damaged head is an entry, not an error.
     pub async fn read(repository: &Repository) -> Result<Self, RepositoryError> {
         struct Folder {
             head: bool,
@@ -102,20 +117,39 @@ impl Catalog {
                 }
             })
             .await?;
+        let beginners = Mutex::new(BTreeSet::new());
         let mut entries: Vec<CatalogEntry> = stream::iter(folders)
-            .map(|(id, folder)| async move {
+            .map(async |(id, folder)| {
                 if !folder.head {
                     return Ok(CatalogEntry::Unfinished { id, manifests: folder.manifests, written: folder.written });
                 }
                 match repository.head(&id).await {
-                    Ok((head, _)) => Ok(CatalogEntry::Good(Box::new(head))),
+                    Ok((head, epoch)) => {
+                        let mut beginners = beginners.lock().unwrap_or_else(PoisonError::into_inner);
+                        beginners.extend(epoch.unknown_beginner.clone());
+                        Ok(CatalogEntry::Good(Box::new(head)))
+                    }
                     Err(RepositoryError::Trust(trust)) => Ok(CatalogEntry::Damaged { id, trust }),
+                    // Where nothing is configured at all there is nothing to tell.
+                    Err(RepositoryError::Locked(locked)) if !repository.keyring().is_empty() => {
+                        Ok(CatalogEntry::Locked { id, locked })
+                    }
                     Err(error) => Err(error),
                 }
             })
             .buffer_unordered(PARALLEL_READS)
             .try_collect()
             .await?;
+        let beginners: Vec<Recipient> =
+            beginners.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
+        match &beginners[..] {
+            [] => {}
+            [one] => tracing::warn!(
+                "the backups here were made by the holder of {one}; nothing in the configuration says that this is one \
+                 of your machines (`repository.encryption.catalog_recipients` would)"
+            ),
+            _ => return Err(Locked::SeveralBeginners { beginners }.into()),
+        }
         entries.sort_by(|a, b| order(b).cmp(&order(a)));
         Ok(Self { entries })
     }
@@ -141,6 +175,7 @@ impl Catalog {
                         CatalogEntry::Good(head) if holds(head, sources) => return Ok(&**head),
                         // It may be the one that is meant: an older one must not stand in for it in silence.
                         CatalogEntry::Damaged { id, trust } => tracing::warn!("backup {id} is passed over: {trust}"),
+                        CatalogEntry::Locked { id, locked } => tracing::warn!("backup {id} is passed over: {locked}"),
                         CatalogEntry::Unfinished { id, .. } => {
                             tracing::warn!("backup {id} is passed over: it is unfinished, without a head");
                         }
@@ -158,6 +193,7 @@ impl Catalog {
                     [] => Err(none(&format!("`{prefix}`"))),
                     [CatalogEntry::Good(head)] => Ok(&**head),
                     [CatalogEntry::Damaged { trust, .. }] => Err(trust.clone().into()),
+                    [CatalogEntry::Locked { locked, .. }] => Err(locked.clone().into()),
                     [CatalogEntry::Unfinished { id, manifests, .. }] => {
                         Err(RepositoryError::Unfinished { id: id.clone(), manifests: *manifests })
                     }

@@ -29,13 +29,13 @@ impl<'a> Commit<'a> {
     /// # Errors
     /// What the store says.
     pub async fn manifest(&mut self, manifest: &Manifest) -> Result<ManifestDigest, RepositoryError> {
-        let key = layout::manifest(&manifest.backup, &manifest.source.name, self.epoch.protection);
-        let bytes: Bytes = match manifest.encode() {
+        let key = layout::manifest(&manifest.backup, &manifest.source.name, &self.epoch.protection);
+        let bytes: Bytes = match manifest.encode(&self.epoch.protection) {
             Ok(bytes) => bytes.into(),
             Err(what) => return Err(RepositoryError::Encode { object: key, what }),
         };
         for part in manifest.parts() {
-            self.expected.insert(layout::part(self.epoch.id(), &part.name, self.epoch.protection), part.stored);
+            self.expected.insert(layout::part(self.epoch.id(), &part.name, &self.epoch.protection), part.stored);
         }
         let digest = ManifestDigest { bytes: bytes.len() as u64, sha256: open::sha256_hex(&bytes) };
         self.expected.insert(key.clone(), digest.bytes);

@@ -1,7 +1,10 @@
 //! What can be wrong with a repository, by meaning.
 
 use super::{BackupId, SnapshotState};
-use crate::store::{StoreError, StoreErrorKind};
+use crate::{
+    crypt::{Recipient, listed},
+    store::{StoreError, StoreErrorKind},
+};
 
 /// Why an object is not to be trusted. Always names the object by its key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,6 +36,90 @@ impl Trust {
     /// Damage with its reason.
     pub fn damaged(object: impl Into<String>, what: impl ToString) -> Self {
         Trust::Damaged { object: object.into(), what: what.to_string() }
+    }
+}
+
+/// Why something that may be whole cannot be opened or believed with what this machine holds. Not a verdict on it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Locked {
+    /// Neither catalogue nor data identity opens an epoch's keys.
+    #[error("{object} is encrypted to {}; none of their identities is configured here", listed(readers))]
+    NoIdentity {
+        /// The key of the epoch's keys.
+        object: String,
+        /// Whose identities would do.
+        readers: Vec<Recipient>,
+    },
+    /// No data identity opens an epoch's parts.
+    #[error("what is in {object} is encrypted to {}; none of their identities is configured here", listed(recipients))]
+    NoDataIdentity {
+        /// The folder of the parts.
+        object: String,
+        /// Whose identities would do.
+        recipients: Vec<Recipient>,
+    },
+    /// No identity here may begin an epoch.
+    #[error(
+        "an epoch is begun with a catalogue identity, or with the identity of {}; neither is configured here",
+        listed(recipients)
+    )]
+    NoBeginner {
+        /// The configured recipients.
+        recipients: Vec<Recipient>,
+    },
+    /// The configuration encrypts, and the epoch is in clear: anyone who can write to the store may have made it.
+    #[error(
+        "{object} is of an epoch in clear, which anyone who can write to the store can make; this configuration encrypts"
+    )]
+    InClear {
+        /// The key of the epoch's record.
+        object: String,
+    },
+    /// The epochs were begun by several keys, and the configuration names none of them.
+    #[error(
+        "backups here were made by the holders of {}; the configuration does not say which of these are yours",
+        listed(beginners)
+    )]
+    SeveralBeginners {
+        /// Who proves to have made some.
+        beginners: Vec<Recipient>,
+    },
+    /// The epoch was begun by a key that the configuration does not name.
+    #[error("{object} was made by the holder of {begun_by}, whom this configuration does not name")]
+    Stranger {
+        /// The key of the epoch's keys.
+        object: String,
+        /// Who proves to have made it.
+        begun_by: Recipient,
+    },
+}
+
+impl Locked {
+    /// The next step.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NoIdentity { .. } => {
+                "set `repository.encryption.catalog_identity_file` (to back up, list and prune) or \
+                 `repository.encryption.identity_file` (to verify and restore too) to the identity of one of them"
+                    .into()
+            }
+            Self::NoDataIdentity { .. } => "set `repository.encryption.identity_file` (or the variable \
+                 ALTLAS_BACKUP_IDENTITY) to the identity of one of them; a catalogue identity opens no data"
+                .into(),
+            Self::NoBeginner { .. } => {
+                "set `repository.encryption.catalog_identity_file`; `altlas-backup keygen` makes one".into()
+            }
+            Self::InClear { .. } => "a backup from before encryption was switched on is read with a configuration \
+                 without `[repository.encryption]`, if you trust everyone who can write to the store"
+                .into(),
+            Self::SeveralBeginners { .. } => "name the public halves of your catalogue identities, older ones too, in \
+                 `repository.encryption.catalog_recipients`; whoever can write to the store can add backups of his own"
+                .into(),
+            Self::Stranger { begun_by, .. } => format!(
+                "where {begun_by} is the public half of one of your catalogue identities, an older one perhaps, add it \
+                 to `repository.encryption.catalog_recipients`; else somebody forged the backup"
+            ),
+        }
     }
 }
 
@@ -75,13 +162,19 @@ pub enum RepositoryError {
         /// The newest version known.
         known: u32,
     },
-    /// Made with something this version does not have.
-    #[error("{object} needs {what}, which this version of altlas-backup cannot do")]
-    Unsupported {
-        /// The object's key.
-        object: String,
-        /// What it needs.
-        what: &'static str,
+    /// Not to be opened or believed with what is configured.
+    #[error(transparent)]
+    Locked(#[from] Locked),
+    /// The repository is encrypted, and a backup in clear was asked for.
+    #[error(
+        "epoch {epoch} is encrypted to {}, and this configuration has no `[repository.encryption]`: nothing is written in clear beside it",
+        listed(recipients)
+    )]
+    WouldBeClear {
+        /// The newest encrypted epoch.
+        epoch: super::EpochId,
+        /// Whose.
+        recipients: Vec<Recipient>,
     },
     /// An object is missing or damaged.
     #[error(transparent)]
@@ -164,7 +257,9 @@ impl RepositoryError {
             Self::NotInitialised { .. } => Some("check repository.url; `altlas-backup init` creates a repository".into()),
             Self::AlreadyInitialised { .. } => Some("`altlas-backup init --if-missing` is content with it".into()),
             Self::NotEmpty { .. } => Some("give the repository a prefix or folder of its own".into()),
-            Self::Newer { .. } | Self::Unsupported { .. } => Some("use the version of altlas-backup that made it, or a newer one".into()),
+            Self::Locked(locked) => Some(locked.hint()),
+            Self::WouldBeClear { .. } => Some("configure `[repository.encryption]`; for backups in clear, begin another repository".into()),
+            Self::Newer { .. } => Some("use the version of altlas-backup that made it, or a newer one".into()),
             Self::Trust(_) => Some("`altlas-backup verify BACKUP --level content` tells what else is damaged; `altlas-backup list` shows the other backups".into()),
             Self::NoSuchBackup { .. } | Self::NoSnapshot { .. } => Some("`altlas-backup list` shows what there is".into()),
             Self::Ambiguous { .. } => Some("give more of the id".into()),

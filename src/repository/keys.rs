@@ -1,10 +1,14 @@
 //! The three keys of an epoch: for naming parts, for MACs, for fingerprints. They never leave their epoch (rule R7).
+//!
+//! In an encrypted repository everything that is believed rests on them, and anyone who knows the recipients can encrypt keys
+//! of his own to them. So the record says who began the epoch and proves it to each of its readers.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
 use super::{EpochId, RepositoryId};
+use crate::crypt::{self, Identity, Recipient};
 
 /// The keys of one epoch. `Debug` shows none of them.
 #[derive(Clone)]
@@ -20,9 +24,23 @@ pub(crate) struct KeysRecord {
     pub(crate) format: u32,
     pub(crate) repository: RepositoryId,
     pub(crate) epoch: EpochId,
+    /// SHA-256 of the epoch's `epoch.json`, in hex.
+    pub(crate) epoch_record: String,
     naming: String,
     mac: String,
     fingerprint: String,
+    /// In an encrypted repository: who began the epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    origin: Option<Origin>,
+}
+
+/// Who began an epoch, and what proves it.
+#[derive(Serialize, Deserialize)]
+struct Origin {
+    /// The catalogue's recipient, or that of a data identity.
+    begun_by: Recipient,
+    /// For each reader of the record a proof, in hex, over repository, epoch, record and keys.
+    proofs: BTreeMap<Recipient, String>,
 }
 
 impl Keys {
@@ -52,14 +70,22 @@ impl Keys {
         hash.to_hex().as_str()[..32].to_owned()
     }
 
-    pub(crate) fn to_record(&self, repository: &RepositoryId, epoch: &EpochId, format: u32) -> KeysRecord {
+    pub(crate) fn to_record(
+        &self,
+        format: u32,
+        repository: &RepositoryId,
+        epoch: &EpochId,
+        record: &str,
+    ) -> KeysRecord {
         KeysRecord {
             format,
             repository: repository.clone(),
             epoch: epoch.clone(),
+            epoch_record: record.to_owned(),
             naming: to_hex(&self.naming),
             mac: to_hex(&self.mac),
             fingerprint: to_hex(&self.fingerprint.to_be_bytes()),
+            origin: None,
         }
     }
 
@@ -69,6 +95,49 @@ impl Keys {
             mac: from_hex(&record.mac)?,
             fingerprint: u64::from_be_bytes(from_hex(&record.fingerprint)?),
         })
+    }
+}
+
+impl KeysRecord {
+    /// Says and proves to each reader that `beginner` began the epoch. A reader whose key is none is the error.
+    pub(crate) fn prove<'a>(
+        &mut self,
+        beginner: &Identity,
+        readers: impl Iterator<Item = &'a Recipient>,
+    ) -> Result<(), &'a Recipient> {
+        let message = self.message();
+        let mut proofs = BTreeMap::new();
+        for reader in readers {
+            let proof = crypt::prove(beginner, reader, &message).ok_or(reader)?;
+            proofs.insert(reader.clone(), proof.to_hex().to_string());
+        }
+        self.origin = Some(Origin { begun_by: beginner.recipient().clone(), proofs });
+        Ok(())
+    }
+
+    /// Who began the epoch, where the record proves it to `reader`.
+    pub(crate) fn proven_beginner(&self, reader: &Identity) -> Result<&Recipient, String> {
+        let origin = self.origin.as_ref().ok_or("does not say who began the epoch")?;
+        let proof = origin.proofs.get(reader.recipient()).and_then(|hex| blake3::Hash::from_hex(hex).ok());
+        if proof.is_some_and(|proof| crypt::proves(reader, &origin.begun_by, &self.message(), &proof)) {
+            return Ok(&origin.begun_by);
+        }
+        Err(format!("does not prove that {} made it: it is forged or damaged", origin.begun_by))
+    }
+
+    /// What the proofs cover: all fields but the origin, each of a fixed shape or ended by a zero byte.
+    fn message(&self) -> Vec<u8> {
+        let format = self.format.to_string();
+        let fields = [
+            format.as_str(),
+            self.repository.as_str(),
+            self.epoch.as_str(),
+            &self.epoch_record,
+            &self.naming,
+            &self.mac,
+            &self.fingerprint,
+        ];
+        fields.iter().flat_map(|field| [field.as_bytes(), b"\0"].concat()).collect()
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn epoch_record(epoch: &EpochId) -> String {
     format!("{EPOCHS}{epoch}/epoch.json")
 }
 
-pub(crate) fn keys(epoch: &EpochId, protection: Protection) -> String {
+pub(crate) fn keys(epoch: &EpochId, protection: &Protection) -> String {
     format!("{EPOCHS}{epoch}/keys.json{}", protection.suffix())
 }
 
@@ -28,13 +28,13 @@ pub(crate) fn parts(epoch: &EpochId) -> String {
     format!("{EPOCHS}{epoch}/parts/")
 }
 
-pub(crate) fn part(epoch: &EpochId, name: &PartName, protection: Protection) -> String {
+pub(crate) fn part(epoch: &EpochId, name: &PartName, protection: &Protection) -> String {
     let name = name.to_string();
     format!("{}{}/{name}.zst{}", parts(epoch), &name[..2], protection.suffix())
 }
 
 /// The part's name in a key below [`parts`]; `None` for anything else that lies there.
-pub(crate) fn part_name(key: &str, epoch: &EpochId, protection: Protection) -> Option<PartName> {
+pub(crate) fn part_name(key: &str, epoch: &EpochId, protection: &Protection) -> Option<PartName> {
     let rest = key.strip_prefix(&parts(epoch))?;
     let (folder, file) = rest.split_once('/')?;
     let name = file.strip_suffix(&format!(".zst{}", protection.suffix()))?;
@@ -50,7 +50,7 @@ pub(crate) fn head(id: &BackupId) -> String {
     format!("{}{HEAD}", backup(id))
 }
 
-pub(crate) fn manifest(id: &BackupId, source: &str, protection: Protection) -> String {
+pub(crate) fn manifest(id: &BackupId, source: &str, protection: &Protection) -> String {
     format!("{}{source}{MANIFEST_MARK}{}", backup(id), protection.suffix())
 }
 
@@ -86,12 +86,12 @@ mod tests {
         let epoch: EpochId = "20261101T010000Z-7h2mxq".parse().unwrap();
         let id: BackupId = "20261123T010000Z-k3f9qa".parse().unwrap();
         let name = PartName { content: [0xab; 32], stored: [0x01; 32], run: id.tail() };
-        let key = part(&epoch, &name, Protection::Clear);
+        let key = part(&epoch, &name, &Protection::Clear);
         assert!(key.starts_with("epochs/20261101T010000Z-7h2mxq/parts/ab/abab"), "{key}");
-        assert_eq!(part_name(&key, &epoch, Protection::Clear), Some(name));
-        assert_eq!(part_name(&key.replace("/ab/", "/ac/"), &epoch, Protection::Clear), None);
+        assert_eq!(part_name(&key, &epoch, &Protection::Clear), Some(name));
+        assert_eq!(part_name(&key.replace("/ab/", "/ac/"), &epoch, &Protection::Clear), None);
         assert_eq!(backup_object(&head(&id)), Some((id.clone(), BackupObject::Head)));
-        let key = manifest(&id, "database", Protection::Clear);
+        let key = manifest(&id, "database", &Protection::Clear);
         assert_eq!(backup_object(&key), Some((id, BackupObject::Manifest("database"))));
         assert_eq!(backup_object("backups/nonsense/head.json"), None);
     }

@@ -50,7 +50,7 @@ impl Repository {
         let wanted = manifests
             .iter()
             .flat_map(|manifest| manifest.parts())
-            .map(|part| (layout::part(epoch.id(), &part.name, epoch.protection), part.stored))
+            .map(|part| (layout::part(epoch.id(), &part.name, &epoch.protection), part.stored))
             .collect();
         look(self, &[layout::parts(epoch.id())], &wanted).await
     }

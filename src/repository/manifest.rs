@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{BackupId, EpochId, PartRef, RepositoryId, keys};
+use super::{BackupId, EpochId, PartRef, Protection, RepositoryId, keys};
 
 /// The longest manifest as JSON that is read, in bytes: about ten million parts.
 const MAX_MANIFEST: u64 = 2 * 1024 * 1024 * 1024;
@@ -130,17 +130,19 @@ impl Manifest {
         self.artifacts.iter().flat_map(|artifact| &artifact.parts)
     }
 
-    /// JSON in one zstd frame with a checksum.
-    pub(crate) fn encode(&self) -> Result<Vec<u8>, String> {
+    /// JSON in one zstd frame with a checksum, protected as the epoch is.
+    pub(crate) fn encode(&self, protection: &Protection) -> Result<Vec<u8>, String> {
         let json = serde_json::to_vec(self).map_err(|error| error.to_string())?;
         let mut compressor = zstd::bulk::Compressor::new(MANIFEST_ZSTD_LEVEL).map_err(|error| error.to_string())?;
         compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(|error| error.to_string())?;
-        compressor.compress(&json).map_err(|error| error.to_string())
+        let frame = compressor.compress(&json).map_err(|error| error.to_string())?;
+        protection.wrap_record(frame).map_err(|error| error.to_string())
     }
 
     /// Reads what [`Manifest::encode`] wrote.
-    pub(crate) fn decode(stored: &[u8]) -> Result<Self, String> {
-        let decoder = zstd::stream::read::Decoder::new(stored).map_err(|error| error.to_string())?;
+    pub(crate) fn decode(protection: &Protection, stored: &[u8]) -> Result<Self, String> {
+        let frame = protection.unwrap(stored).map_err(|error| error.to_string())?;
+        let decoder = zstd::stream::read::Decoder::new(frame).map_err(|error| error.to_string())?;
         let mut json = Vec::new();
         decoder.take(MAX_MANIFEST).read_to_end(&mut json).map_err(|error| format!("does not decompress: {error}"))?;
         serde_json::from_slice(&json).map_err(|error| format!("is not a manifest: {error}"))

@@ -9,6 +9,7 @@ mod epoch;
 mod error;
 mod head;
 mod id;
+mod keyring;
 mod keys;
 mod layout;
 mod look;
@@ -22,9 +23,10 @@ pub use self::{
     catalog::{Catalog, CatalogEntry, Selector},
     commit::Commit,
     epoch::{Epoch, EpochRecord, Protection},
-    error::{RepositoryError, Trust},
+    error::{Locked, RepositoryError, Trust},
     head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, SnapshotState},
     id::{BackupId, EpochId, RepositoryId, RunTail},
+    keyring::Keyring,
     keys::Keys,
     layout::FORMAT_VERSION,
     manifest::{Artifact, Cut, Fingerprint, Format, Manifest, SourceIdentity},
@@ -35,5 +37,5 @@ pub use self::{
 
 /// The key of a part of `epoch`.
 pub fn part_key(epoch: &Epoch, name: &PartName) -> String {
-    layout::part(epoch.id(), name, epoch.protection)
+    layout::part(epoch.id(), name, &epoch.protection)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    io::Read,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -11,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Anchors, BackupId, Epoch, EpochId, EpochRecord, Head, HeadSource, Keys, Manifest, Protection, RepositoryError,
+    Anchors, BackupId, Epoch, EpochId, EpochRecord, Head, HeadSource, Keyring, Keys, Locked, Manifest, RepositoryError,
     RepositoryId, Trust,
     error::must_exist,
+    keyring::Belief,
     keys::{KeysRecord, to_hex},
     layout::{self, FORMAT_VERSION},
     seal::{self, Seal, SealError},
@@ -42,6 +44,7 @@ struct FormatOnly {
 /// An open repository.
 pub struct Repository {
     store: Store,
+    keyring: Keyring,
     mark: InstallMark,
     mark_digest: String,
     epochs: Mutex<HashMap<EpochId, Arc<Epoch>>>,
@@ -61,8 +64,8 @@ impl Repository {
     ///
     /// # Errors
     /// `AlreadyInitialised`, `NotEmpty`, or what the store says.
-    pub async fn init(store: Store) -> Result<Self, RepositoryError> {
-        match Self::open(store.clone()).await {
+    pub async fn init(store: Store, keyring: Keyring) -> Result<Self, RepositoryError> {
+        match Self::open(store.clone(), keyring.clone()).await {
             Ok(there) => {
                 return Err(RepositoryError::AlreadyInitialised {
                     url: store.url().to_owned(),
@@ -91,15 +94,15 @@ impl Repository {
             }
             other => other?,
         }
-        Self::open(store).await
+        Self::open(store, keyring).await
     }
 
-    /// Opens the repository at the store's address.
+    /// Opens the repository at the store's address, with the keys of this machine.
     ///
     /// # Errors
     /// `NotInitialised` only where the store is reachable and holds nothing of a repository; a missing install mark beside
     /// backups is damage.
-    pub async fn open(store: Store) -> Result<Self, RepositoryError> {
+    pub async fn open(store: Store, keyring: Keyring) -> Result<Self, RepositoryError> {
         let bytes = match store.get(layout::INSTALL_MARK).await {
             Ok(bytes) => bytes,
             Err(error) if error.kind == StoreErrorKind::NotFound => {
@@ -113,12 +116,17 @@ impl Repository {
             Err(error) => return Err(must_exist(layout::INSTALL_MARK)(error)),
         };
         let mark: InstallMark = decode(layout::INSTALL_MARK, &bytes, Seal::Digest)?;
-        Ok(Self { store, mark, mark_digest: sha256_hex(&bytes), epochs: Mutex::default() })
+        Ok(Self { store, keyring, mark, mark_digest: sha256_hex(&bytes), epochs: Mutex::default() })
     }
 
     /// The store it is in.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The keys of this machine.
+    pub fn keyring(&self) -> &Keyring {
+        &self.keyring
     }
 
     /// Its install mark.
@@ -135,26 +143,38 @@ impl Repository {
         }
     }
 
-    /// Starts a new epoch. The keys are written first: an epoch without `epoch.json` does not exist.
+    /// Starts a new epoch, for the recipients of this machine's keys. The keys are written first: an epoch without `epoch.json`
+    /// does not exist.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Locked::NoBeginner`, or what the store says.
     pub async fn begin_epoch(&self, now: Timestamp, cut: String) -> Result<Arc<Epoch>, RepositoryError> {
         let id = EpochId::new(now);
-        let keys = Keys::random();
-        let key = layout::keys(&id, Protection::Clear);
-        let bytes = encode(&key, &keys.to_record(&self.mark.repository, &id, FORMAT_VERSION), Seal::Digest)?;
-        self.store.put_new(&key, bytes).await?;
-        let key = layout::epoch_record(&id);
         let record = EpochRecord {
             format: FORMAT_VERSION,
             repository: self.mark.repository.clone(),
             epoch: id.clone(),
             began: now,
-            recipients: Vec::new(),
+            recipients: self.keyring.recipients().to_vec(),
+            catalog_recipient: self.keyring.catalog_recipient().filter(|_| self.keyring.encrypts()).cloned(),
             cut,
         };
-        self.store.put_new(&key, encode(&key, &record, Seal::Digest)?).await?;
+        let protection = self.keyring.protection(&record);
+        let (record_key, keys_key) = (layout::epoch_record(&id), layout::keys(&id, &protection));
+        let record_bytes = encode(&record_key, &record, Seal::Digest)?;
+        let record_digest = sha256_hex(&record_bytes);
+        let mut keys = Keys::random().to_record(FORMAT_VERSION, &self.mark.repository, &id, &record_digest);
+        if self.keyring.encrypts() {
+            keys.prove(self.keyring.beginner()?, record.readers()).map_err(|reader| RepositoryError::Encode {
+                object: keys_key.clone(),
+                what: format!("{reader} is no key that anyone holds"),
+            })?;
+        }
+        let keys_bytes = protection
+            .wrap_record(encode(&keys_key, &keys, Seal::Digest)?.into())
+            .map_err(|error| RepositoryError::Encode { object: keys_key.clone(), what: error.to_string() })?;
+        self.store.put_new(&keys_key, keys_bytes.into()).await?;
+        self.store.put_new(&record_key, record_bytes).await?;
         // Read back, so that what later readers will see is what this run works with.
         self.epoch(&id).await
     }
@@ -175,29 +195,70 @@ impl Repository {
         if let Some(epoch) = self.epochs.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
             return Ok(epoch.clone());
         }
+        let (record, record_digest) = self.epoch_record(id).await?;
         let record_key = layout::epoch_record(id);
-        let bytes = self.store.get(&record_key).await.map_err(must_exist(&record_key))?;
-        let record: EpochRecord = decode(&record_key, &bytes, Seal::Digest)?;
-        self.belongs(&record_key, &record.repository)?;
-        if record.epoch != *id {
-            return Err(Trust::damaged(&record_key, format!("is the record of epoch {}", record.epoch)).into());
+        if record.recipients.is_empty() && self.keyring.encrypts() {
+            return Err(Locked::InClear { object: record_key }.into());
         }
-        if !record.recipients.is_empty() {
-            return Err(RepositoryError::Unsupported { object: record_key, what: "encryption" });
+        let protection = self.keyring.protection(&record);
+        let keys_key = layout::keys(id, &protection);
+        let opener = self.keyring.opener(&record);
+        if !record.recipients.is_empty() && opener.is_none() {
+            return Err(Locked::NoIdentity { object: keys_key, readers: record.readers().cloned().collect() }.into());
         }
-        let record_digest = sha256_hex(&bytes);
-        let protection = Protection::Clear;
-        let keys_key = layout::keys(id, protection);
-        let bytes = self.store.get(&keys_key).await.map_err(must_exist(&keys_key))?;
+        let stored = self.store.get(&keys_key).await.map_err(must_exist(&keys_key))?;
+        let mut bytes = Vec::new();
+        let mut clear = protection.unwrap(&stored).map_err(|error| Trust::damaged(&keys_key, error))?;
+        clear
+            .read_to_end(&mut bytes)
+            .map_err(|error| Trust::damaged(&keys_key, format!("does not decrypt: {error}")))?;
+        drop(clear);
         let keys_record: KeysRecord = decode(&keys_key, &bytes, Seal::Digest)?;
         self.belongs(&keys_key, &keys_record.repository)?;
         if keys_record.epoch != *id {
             return Err(Trust::damaged(&keys_key, format!("holds the keys of epoch {}", keys_record.epoch)).into());
         }
+        if keys_record.epoch_record != record_digest {
+            return Err(Trust::damaged(&record_key, "is not the record that the epoch's keys were made with").into());
+        }
+        let mut unknown_beginner = None;
+        if let Some(opener) = opener {
+            let begun_by = keys_record.proven_beginner(opener).map_err(|what| Trust::damaged(&keys_key, what))?;
+            match self.keyring.belief(begun_by) {
+                Belief::Known => {}
+                Belief::Unasked => unknown_beginner = Some(begun_by.clone()),
+                Belief::Stranger => {
+                    return Err(Locked::Stranger { object: keys_key, begun_by: begun_by.clone() }.into());
+                }
+            }
+        }
         let keys = Keys::from_record(&keys_record).ok_or_else(|| Trust::damaged(&keys_key, "holds no usable keys"))?;
-        let epoch = Arc::new(Epoch { record, keys, protection, record_digest, keys_digest: sha256_hex(&bytes) });
+        let epoch = Arc::new(Epoch {
+            record,
+            keys,
+            protection,
+            unknown_beginner,
+            record_digest,
+            keys_digest: sha256_hex(&stored),
+        });
         self.epochs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), epoch.clone());
         Ok(epoch)
+    }
+
+    /// Reads one epoch's record, which is in clear, and the SHA-256 of its object. Its digest proves it whole, not true: only
+    /// the epoch's keys do that.
+    ///
+    /// # Errors
+    /// What the store says, or what is wrong with `epoch.json`.
+    pub async fn epoch_record(&self, id: &EpochId) -> Result<(EpochRecord, String), RepositoryError> {
+        let key = layout::epoch_record(id);
+        let bytes = self.store.get(&key).await.map_err(must_exist(&key))?;
+        let record: EpochRecord = decode(&key, &bytes, Seal::Digest)?;
+        self.belongs(&key, &record.repository)?;
+        if record.epoch != *id {
+            return Err(Trust::damaged(&key, format!("is the record of epoch {}", record.epoch)).into());
+        }
+        Ok((record, sha256_hex(&bytes)))
     }
 
     /// Reads and checks one head, with everything it stands on.
@@ -241,7 +302,7 @@ impl Repository {
         for (object, was, is) in [
             (layout::INSTALL_MARK.to_owned(), &told.anchors.install_mark, &now.install_mark),
             (layout::epoch_record(epoch.id()), &told.anchors.epoch, &now.epoch),
-            (layout::keys(epoch.id(), epoch.protection), &told.anchors.keys, &now.keys),
+            (layout::keys(epoch.id(), &epoch.protection), &told.anchors.keys, &now.keys),
         ] {
             if was != is {
                 return Err(Trust::damaged(object, format!("is not the one that backup {id} was made under")).into());
@@ -262,7 +323,7 @@ impl Repository {
                 state: Some(source.state),
             });
         };
-        let key = layout::manifest(&head.backup, &source.name, epoch.protection);
+        let key = layout::manifest(&head.backup, &source.name, &epoch.protection);
         let bytes = self.store.get(&key).await.map_err(must_exist(&key))?;
         if bytes.len() as u64 != digest.bytes {
             let what = format!("is {} bytes long; its head says {}", bytes.len(), digest.bytes);
@@ -271,7 +332,7 @@ impl Repository {
         if sha256_hex(&bytes) != digest.sha256 {
             return Err(Trust::damaged(&key, "does not match the SHA-256 in its head").into());
         }
-        let manifest = Manifest::decode(&bytes).map_err(|what| Trust::damaged(&key, what))?;
+        let manifest = Manifest::decode(&epoch.protection, &bytes).map_err(|what| Trust::damaged(&key, what))?;
         if manifest.format > FORMAT_VERSION {
             return Err(RepositoryError::Newer { object: key, found: manifest.format, known: FORMAT_VERSION });
         }

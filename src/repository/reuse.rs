@@ -80,7 +80,7 @@ impl ReusableParts {
         repository
             .store()
             .list(&layout::parts(epoch.id()), &mut |info| {
-                let Some(name) = layout::part_name(&info.key, epoch.id(), epoch.protection) else { return };
+                let Some(name) = layout::part_name(&info.key, epoch.id(), &epoch.protection) else { return };
                 let age = Duration::try_from(now.duration_since(info.last_modified)).unwrap_or_default();
                 match may_reuse(named.get(&name).copied(), info.size, age, grace) {
                     Some(reuse) => found.add(StoredPart { name, stored: info.size }, reuse),

@@ -1,8 +1,9 @@
 //! Line 4: the commands that the README shows for a restore without this program give the same table.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use crate::support::{
+    binary::Run,
     postgres::{Major, Postgres},
     tools,
     workspace::Workspace,
@@ -18,9 +19,30 @@ fn commands_under(heading: &str) -> String {
 
 #[test]
 fn the_readme_s_commands_restore_a_table() {
+    restores_a_table(Workspace::folder(), Path::new("/nonexistent"));
+}
+
+#[test]
+fn the_readme_s_commands_restore_an_encrypted_table() {
+    let mut workspace = Workspace::folder();
+    let keygen = |name: &str| {
+        let path = workspace.path(name);
+        let made = Run::new(&["keygen", "--output", path.to_str().unwrap()]).ok();
+        (made.stdout.trim().to_owned(), path)
+    };
+    let ((ours, identity), (escrow, escrow_file), (_, catalog)) =
+        (keygen("identity"), keygen("escrow"), keygen("catalog"));
+    workspace.set("repository.encryption.recipients", vec![ours, escrow]);
+    workspace.set("repository.encryption.catalog_identity_file", catalog.display().to_string());
+    // The program has the one identity, the person by hand the other.
+    workspace.set("repository.encryption.identity_file", identity.display().to_string());
+    restores_a_table(workspace, &escrow_file);
+}
+
+fn restores_a_table(workspace: Workspace, identity: &Path) {
     let source = Postgres::start(Major::V15);
     source.create_altlas("altlas", 40_000, 3);
-    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    let workspace = workspace.postgres(&source, &["altlas"]);
     workspace.run(&["init"]).ok();
     workspace.run(&["backup"]).ok();
 
@@ -32,6 +54,7 @@ fn the_readme_s_commands_restore_a_table() {
         .arg("-c")
         .arg(&script)
         .current_dir(workspace.repository_folder())
+        .env("identity", identity)
         .env("PGHOST", "127.0.0.1")
         .env("PGPORT", target.port().to_string())
         .env("PGUSER", "postgres")

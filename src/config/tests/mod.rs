@@ -120,8 +120,19 @@ fn problems_are_named() {
         (file("grace = 72\n"), "expected a time such as", ""),
         (
             file("[repository.encryption]\nrecipients = []\n"),
-            "`repository.encryption`: this version cannot encrypt",
-            "remove it",
+            "`repository.encryption.recipients`: names nobody",
+            "keygen",
+        ),
+        (file("[repository.encryption]\n"), "`repository.encryption.recipients`: names nobody", "keygen"),
+        (
+            file("[repository.encryption]\nrecipients = [\"AGE-SECRET-KEY-1XYZ\"]\n"),
+            "`repository.encryption.recipients`: [0] is an identity, the secret half",
+            "",
+        ),
+        (
+            file("[repository.encryption]\nrecipients = [\"age1nonsense\"]\n"),
+            "`repository.encryption.recipients`: [0] is not an age recipient",
+            "",
         ),
         (
             file("[[schedule]]\nname = \"x\"\n"),

@@ -41,7 +41,9 @@ impl Library {
         let head = |listed| match listed {
             ListedBackup::Good { head } => Some(*head),
             ListedBackup::Unfinished { .. } => None,
-            ListedBackup::Damaged { backup, problem } => panic!("{backup}: {problem}"),
+            ListedBackup::Damaged { backup, problem } | ListedBackup::Locked { backup, problem, .. } => {
+                panic!("{backup}: {problem}")
+            }
         };
         listed.backups.into_iter().filter_map(head).collect()
     }
