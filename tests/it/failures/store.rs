@@ -138,40 +138,50 @@ fn an_s3_server_that_goes_away_in_the_middle(mode: Mode) {
     let server = Postgres::start(Major::V15);
     create_small(&server, "one");
     let seaweed = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
-    let proxy = HttpProxy::start(seaweed.address());
-    let place = S3Place { endpoint: proxy.endpoint(), ..seaweed.place("backups", "alt-las") };
-    let behind = Workspace::s3(&place).mode(mode).postgres(&server, &["one"]);
-    behind.run(&["init"]).ok();
-    behind.run(&["backup"]).ok();
+    let cases = [("part", "/epochs/", false), ("manifest", "/backups/", true), ("head", "/head.json", false)];
+    let cases = cases.map(|(name, at, json)| {
+        let proxy = HttpProxy::start(seaweed.address());
+        let place = S3Place { endpoint: proxy.endpoint(), ..seaweed.place("backups", name) };
+        let behind = Workspace::s3(&place).mode(mode).postgres(&server, &["one"]);
+        behind.run(&["init"]).ok();
+        behind.run(&["backup"]).ok();
+        (name, at, json, proxy, behind)
+    });
     server.psql("one", "UPDATE small SET a = a + 1000; ALTER TABLE small RENAME a TO b");
-    for (at, json) in [("/epochs/", false), ("/backups/", true), ("/head.json", false)] {
-        proxy.reset();
-        let gone = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&gone);
-        proxy.before_write(move |write| {
-            seen.fetch_or(write.path.contains(at), Ordering::SeqCst);
-            if seen.load(Ordering::SeqCst) { Action::Drop } else { Action::Pass }
-        });
-        let seen = Arc::clone(&gone);
-        proxy.on_read(move |_| if seen.load(Ordering::SeqCst) { Action::Drop } else { Action::Pass });
-        let words = ["put s3://backups/alt-las/", at, &proxy.endpoint(), "after 6 attempts"];
-        // It came by way of a source, or of the commit: it is the store that failed.
-        let failure = Failure { code: 1, kind: "store", words: &words, hint: "endpoint" };
-        let run = if json { behind.run(&["backup", "--json"]) } else { behind.run(&["backup"]) };
-        if json {
-            failure.check_json(run.output())
-        } else {
-            failure.check_text(run.output())
+    // All at once, for each tries again and again before it gives up.
+    std::thread::scope(|scope| {
+        for (name, at, json, proxy, behind) in &cases {
+            scope.spawn(move || gone_at(name, at, *json, proxy, behind));
         }
-        assert!(gone.load(Ordering::SeqCst), "{at}");
-        proxy.reset();
-        // The good one from before; where the manifest was written, the rest of one that says it is unfinished.
-        let statuses: Vec<Value> =
-            listed(&behind).as_array().unwrap().iter().map(|backup| backup["status"].clone()).collect();
-        let expected = if at == "/head.json" { json!(["unfinished", "good"]) } else { json!(["good"]) };
-        assert_eq!(Value::from(statuses), expected, "{at}");
-    }
+    });
     assert_nobody_left(&server);
+}
+
+/// The store goes away at the first write whose path has `at` in it, and is there again for the next backup.
+fn gone_at(name: &str, at: &'static str, json: bool, proxy: &HttpProxy, behind: &Workspace) {
+    let gone = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&gone);
+    proxy.before_write(move |write| {
+        seen.fetch_or(write.path.contains(at), Ordering::SeqCst);
+        if seen.load(Ordering::SeqCst) { Action::Drop } else { Action::Pass }
+    });
+    let seen = Arc::clone(&gone);
+    proxy.on_read(move |_| if seen.load(Ordering::SeqCst) { Action::Drop } else { Action::Pass });
+    let place = format!("put s3://backups/{name}/");
+    let words = [&place, at, &proxy.endpoint(), "after 6 attempts"];
+    // It came by way of a source, or of the commit: it is the store that failed.
+    let failure = Failure { code: 1, kind: "store", words: &words, hint: "endpoint" };
+    if json {
+        failure.check_json(behind.run(&["backup", "--json"]).output());
+    } else {
+        failure.check_text(behind.run(&["backup"]).output());
+    }
+    assert!(gone.load(Ordering::SeqCst), "{at}");
+    proxy.reset();
+    // The good one from before; where the manifest was written, the rest of one that says it is unfinished.
+    let statuses: Vec<Value> = listed(behind).as_array().unwrap().iter().map(|one| one["status"].clone()).collect();
+    let expected = if at == "/head.json" { json!(["unfinished", "good"]) } else { json!(["good"]) };
+    assert_eq!(Value::from(statuses), expected, "{at}");
     behind.run(&["backup"]).ok();
     behind.run(&["verify", "--level", "content"]).ok();
 }
