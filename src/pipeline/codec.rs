@@ -103,40 +103,103 @@ pub(super) fn decode(
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::repository::{BackupId, PartName};
+    use crate::{
+        crypt::{Identities, Identity},
+        repository::{BackupId, EpochRecord, Keyring, PartName, RepositoryId},
+    };
 
-    fn part(plain: &[u8]) -> (Keys, PartRef, Vec<u8>) {
-        let keys = Keys::random();
-        let content = content_hash(&keys, plain);
-        let (stored, digest) = encode(&keys, &Protection::Clear, 1, plain, &content).unwrap();
+    /// Clear, and encrypted to two of whom we are one.
+    fn modes() -> [Protection; 2] {
+        let (ours, escrow) = (Identity::generate(), Identity::generate());
+        let recipients = vec![ours.recipient().clone(), escrow.recipient().clone()];
+        let keyring = Keyring::new(recipients.clone(), Vec::new(), Identities::default(), ours.into());
+        let record = EpochRecord {
+            format: 1,
+            repository: RepositoryId::random(),
+            epoch: "20261101T010000Z-7h2mxq".parse().unwrap(),
+            began: "2026-11-01T01:00:00Z".parse().unwrap(),
+            recipients,
+            catalog_recipient: None,
+            cut: String::new(),
+        };
+        [Protection::Clear, keyring.protection(&record)]
+    }
+
+    /// What a manifest says of a part with this content, stored like this.
+    fn part(keys: &Keys, plain: &[u8], stored: &[u8]) -> PartRef {
         let run = BackupId::new("2026-11-23T01:00:00Z".parse().unwrap()).tail();
-        let name = PartName { content, stored: digest, run };
-        let part = PartRef { name, raw: plain.len() as u64, stored: stored.len() as u64, rows: 1, continues: false };
-        (keys, part, stored)
+        let name = PartName { content: content_hash(keys, plain), stored: Sha256::digest(stored).into(), run };
+        PartRef { name, raw: plain.len() as u64, stored: stored.len() as u64, rows: 1, continues: false }
+    }
+
+    fn encoded(keys: &Keys, protection: &Protection, plain: &[u8]) -> Vec<u8> {
+        encode(keys, protection, 1, plain, &content_hash(keys, plain)).unwrap().0
     }
 
     #[test]
     fn a_part_comes_back_and_any_changed_byte_is_noticed() {
-        let plain = b"one\ttwo\nthree\tfour\n".repeat(100);
-        let (keys, part, stored) = part(&plain);
-        assert_eq!(decode(&keys, &Protection::Clear, &part, "key", &stored).unwrap(), plain);
-        for at in 0..stored.len() {
-            let mut bad = stored.clone();
-            bad[at] ^= 1;
-            assert!(decode(&keys, &Protection::Clear, &part, "key", &bad).is_err(), "byte {at}");
-            assert!(decode(&keys, &Protection::Clear, &part, "key", &stored[..at]).is_err(), "cut at {at}");
+        let (keys, plain) = (Keys::random(), b"one\ttwo\nthree\tfour\n".repeat(100));
+        for protection in modes() {
+            let stored = encoded(&keys, &protection, &plain);
+            assert!(stored.len() <= longest(&protection, plain.len()));
+            let part = part(&keys, &plain, &stored);
+            assert_eq!(decode(&keys, &protection, &part, "key", &stored).unwrap(), plain);
+            for at in 0..stored.len() {
+                let mut bad = stored.clone();
+                bad[at] ^= 1;
+                assert!(decode(&keys, &protection, &part, "key", &bad).is_err(), "byte {at}");
+                assert!(decode(&keys, &protection, &part, "key", &stored[..at]).is_err(), "cut at {at}");
+            }
         }
     }
 
     #[test]
     fn digests_made_good_again_do_not_hide_a_changed_row() {
-        let (keys, mut good, _) = part(b"one\n");
-        let content = content_hash(&keys, b"two\n");
-        let (stored, digest) = encode(&keys, &Protection::Clear, 1, b"two\n", &content).unwrap();
-        good.name.stored = digest;
-        good.stored = stored.len() as u64;
-        let error = decode(&keys, &Protection::Clear, &good, "key", &stored).unwrap_err();
-        assert!(error.to_string().contains("content"), "{error}");
+        let keys = Keys::random();
+        for protection in modes() {
+            let stored = encoded(&keys, &protection, b"two\n");
+            let forged = PartRef {
+                name: PartName { content: content_hash(&keys, b"one\n"), ..part(&keys, b"two\n", &stored).name },
+                ..part(&keys, b"two\n", &stored)
+            };
+            let error = decode(&keys, &protection, &forged, "key", &stored).unwrap_err();
+            assert!(error.to_string().contains("content"), "{error}");
+        }
+    }
+
+    #[test]
+    fn digests_made_good_again_do_not_hide_a_cut_or_more_bytes() {
+        let keys = Keys::random();
+        // Several chunks of age, since it does not compress.
+        let plain: Vec<u8> = (0..150_000).map(|_| rand::random()).collect();
+        for protection in modes() {
+            let stored = encoded(&keys, &protection, &plain);
+            let mut bad: Vec<Vec<u8>> = [&b"\0"[..], b"\n", &stored].map(|more| [&stored[..], more].concat()).into();
+            bad.extend((1..stored.len()).step_by(1009).map(|cut| stored[..cut].to_vec()));
+            // In age: where the header and each chunk of 64 KiB and its tag of 16 bytes end.
+            if let Some(header) = stored.len().checked_sub(encoded(&keys, &Protection::Clear, &plain).len() + 3 * 16) {
+                bad.extend((0..3).map(|chunks| stored[..header + chunks * (65_536 + 16)].to_vec()));
+            }
+            for bad in bad {
+                let part = part(&keys, &plain, &bad);
+                assert!(
+                    decode(&keys, &protection, &part, "key", &bad).is_err(),
+                    "{} bytes of {}",
+                    bad.len(),
+                    stored.len()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_for_others_is_named_as_that() {
+        let keys = Keys::random();
+        let [_, ours] = modes();
+        let [_, theirs] = modes();
+        let stored = encoded(&keys, &theirs, b"one\n");
+        let error = decode(&keys, &ours, &part(&keys, b"one\n", &stored), "key", &stored).unwrap_err();
+        assert!(error.to_string().contains("not encrypted to any identity"), "{error}");
     }
 
     #[test]

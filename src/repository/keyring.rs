@@ -97,7 +97,7 @@ impl Keyring {
     }
 
     /// How the objects of this epoch are protected, and whether we can read them.
-    pub(super) fn protection(&self, record: &EpochRecord) -> Protection {
+    pub(crate) fn protection(&self, record: &EpochRecord) -> Protection {
         if record.recipients.is_empty() {
             return Protection::Clear;
         }
