@@ -47,7 +47,9 @@ pub fn main() -> u8 {
             return output.failed(&Error::Usage { message, hint: None });
         }
     };
-    let code = runtime.block_on(run(arguments, &output));
+    // Whoever cannot read a new key has lost it.
+    let precious = matches!(arguments.command, Command::Keygen(_));
+    let code = output.ended(runtime.block_on(run(arguments, &output)), precious);
     // Work on blocking threads that nobody waits for any more must not hold up the end.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     code

@@ -1,6 +1,9 @@
 //! Results on stdout, errors on stderr, or one JSON document.
 
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    sync::{Mutex, PoisonError},
+};
 
 use serde::Serialize;
 use serde_json::json;
@@ -9,7 +12,10 @@ use super::{
     arguments::{Color, Global},
     progress,
 };
-use crate::{operation::Error, report};
+use crate::{
+    operation::{Error, exit},
+    report,
+};
 
 /// Where and how results are written.
 pub(super) struct Output {
@@ -17,6 +23,8 @@ pub(super) struct Output {
     quiet: bool,
     color: bool,
     color_err: bool,
+    /// Why a result could not be written.
+    lost: Mutex<Option<io::Error>>,
 }
 
 /// Is colour wanted on a stream that is, or is not, a terminal?
@@ -55,12 +63,13 @@ impl Output {
             quiet: global.quiet,
             color: wants_color(global.color, io::stdout().is_terminal()),
             color_err: wants_color(global.color, io::stderr().is_terminal()),
+            lost: Mutex::default(),
         }
     }
 
     /// For failures before there are arguments.
     pub(super) fn json() -> Self {
-        Self { json: true, quiet: false, color: false, color_err: false }
+        Self { json: true, quiet: false, color: false, color_err: false, lost: Mutex::default() }
     }
 
     pub(super) fn is_json(&self) -> bool {
@@ -88,11 +97,25 @@ impl Output {
         }
     }
 
-    /// Prints on stdout. A reader that has gone away is no failure.
+    /// Prints on stdout; [`Output::lost`] tells if that failed.
     pub(super) fn print(&self, text: &str) {
         let mut out = io::stdout().lock();
-        let _ = writeln!(out, "{}", text.trim_end());
-        let _ = out.flush();
+        if let Err(error) = writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+            self.lost.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    }
+
+    /// The exit code of a command that ended with `code`: a failure where its result could not be written. A reader that has
+    /// gone away is no failure, unless the result is `precious`.
+    pub(super) fn ended(&self, code: u8, precious: bool) -> u8 {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match lost {
+            Some(error) if precious || error.kind() != io::ErrorKind::BrokenPipe => {
+                eprintln!("{} the result could not be written: {error}", painted(self.color_err, Paint::Bad, "error:"));
+                if code == exit::DONE { exit::FAILED } else { code }
+            }
+            _ => code,
+        }
     }
 
     /// Says something on stderr that is neither result nor log.

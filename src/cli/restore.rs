@@ -37,7 +37,7 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
             planned.check()?;
         }
         let plans: serde_json::Map<_, _> = planned.plans().map(|(name, plan)| (name.to_owned(), json!(plan))).collect();
-        output.result(&json!({"backup": planned.backup, "plan": plans}), || plan);
+        output.result(&json!({"backup": planned.backup, "notes": planned.notes, "plan": plans}), || plan);
         planned.check()?;
         return Ok(exit::DONE);
     }
@@ -80,6 +80,9 @@ fn confirm(output: &Output) -> Result<(), Error> {
 
 fn plan_text(planned: &PlannedRestore) -> String {
     let mut text = format!("plan: restore backup {} of {}\n", planned.backup, report::time(planned.started));
+    for note in &planned.notes {
+        text.push_str(&format!("note: {}\n", report::printable(note)));
+    }
     for (name, plan) in planned.plans() {
         text.push_str(&format!("source `{name}` into {} ({})\n", plan.target, report::bytes(plan.raw)));
         for (n, step) in plan.steps.iter().enumerate() {

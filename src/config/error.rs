@@ -223,9 +223,14 @@ impl ConfigError {
             | Self::Syntax { .. }
             | Self::Missing { .. }
             | Self::WrongType { .. }
-            | Self::DuplicateSource { .. }
-            | Self::SecretFile { .. }
-            | Self::SecretVariable { .. } => None,
+            | Self::DuplicateSource { .. } => None,
+            Self::SecretFile { key, .. } if key.starts_with("repository.encryption.") => Some(
+                "a machine that only makes backups needs no `identity_file`, one that only restores no \
+                 `catalog_identity_file`: remove the key that this one does not need"
+                    .to_owned(),
+            ),
+            Self::SecretFile { .. } => Some("the file holds the secret and nothing else".to_owned()),
+            Self::SecretVariable { .. } => Some("the variable holds what the file would, not its path".to_owned()),
         }
     }
 

@@ -133,7 +133,8 @@ fn read_repository_rest(section: &Section<'_>, url: Option<RepositoryUrl>) -> Op
     let compression_level = section.integer("compression_level", 1..=19).unwrap_or(DEFAULT_COMPRESSION_LEVEL);
     let epoch_days = section.integer("epoch_days", 1..=366).unwrap_or(DEFAULT_EPOCH_DAYS);
     let grace = section.duration("grace", HOUR..=YEAR, "1h to 366d").unwrap_or(DEFAULT_GRACE);
-    Some(RepositoryConfig { url: url?, s3, compression_level, epoch_days, grace, encryption })
+    let id = section.text("id").map(str::to_owned);
+    Some(RepositoryConfig { url: url?, id, s3, compression_level, epoch_days, grace, encryption })
 }
 
 fn read_encryption(section: &Section<'_>) -> EncryptionConfig {

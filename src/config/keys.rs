@@ -5,6 +5,7 @@
 /// Every known key by its full path; the tables are the paths' beginnings. `source` is a list of tables.
 pub(super) const KEYS: &[&str] = &[
     "repository.url",
+    "repository.id",
     "repository.compression_level",
     "repository.epoch_days",
     "repository.grace",

@@ -243,6 +243,13 @@ impl<'a> Section<'a> {
 
     /// A path; a relative one starts at the configuration file's folder.
     pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
-        self.text(name).map(|text| self.doc.folder().join(text))
+        let text = self.text(name)?;
+        // Paths are repeated in messages.
+        if text.to_ascii_uppercase().contains("AGE-SECRET-KEY-") {
+            let hint = "put it into a file of its own, mode 0600, and write that file's path here".to_owned();
+            self.bad(name, "is a secret; here belongs the path of a file that holds it", Some(hint));
+            return None;
+        }
+        Some(self.doc.folder().join(text))
     }
 }

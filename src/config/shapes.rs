@@ -52,6 +52,8 @@ impl Config {
 pub struct RepositoryConfig {
     /// Where.
     pub url: RepositoryUrl,
+    /// Which repository must be there; absent: any.
+    pub id: Option<String>,
     /// How its server is reached; only used with an `s3://` URL.
     pub s3: S3Config,
     /// zstd's level, 1 to 19.

@@ -44,7 +44,10 @@ pub fn encrypt(to: &[Recipient], plain: &[u8]) -> io::Result<Vec<u8>> {
     let mut writer = encryptor.wrap_output(stored)?;
     writer.write_all(plain)?;
     // Without it the last chunk is missing, and nobody would notice before a restore.
-    writer.finish()
+    let mut stored = writer.finish()?;
+    // What waits for its upload is counted by its length.
+    stored.shrink_to_fit();
+    Ok(stored)
 }
 
 /// Opens `stored` with whichever identity fits. The reader fails where a chunk was changed, where the last one is missing, and

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
-use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
 
 use super::Recipient;
 
@@ -11,7 +11,6 @@ use super::Recipient;
 #[derive(Clone)]
 pub struct Identity {
     age: age::x25519::Identity,
-    secret: StaticSecret,
     recipient: Recipient,
 }
 
@@ -40,12 +39,8 @@ impl Identity {
     }
 
     fn of(age: age::x25519::Identity) -> Option<Self> {
-        let text = age.to_string();
-        let (_, bytes) = bech32::decode(text.expose_secret()).ok()?;
-        let bytes = zeroize::Zeroizing::new(bytes);
-        let secret = StaticSecret::from(<[u8; 32]>::try_from(bytes.as_slice()).ok()?);
         let recipient = age.to_public().to_string().parse().ok()?;
-        Some(Self { age, secret, recipient })
+        Some(Self { age, recipient })
     }
 
     /// Its public half.
@@ -64,8 +59,14 @@ impl Identity {
         &self.age
     }
 
-    pub(super) fn secret(&self) -> &StaticSecret {
-        &self.secret
+    /// The X25519 secret.
+    pub(super) fn secret(&self) -> Zeroizing<[u8; 32]> {
+        let text = self.age.to_string();
+        // The crate's own text of a key is one: this never yields anything else.
+        let bytes = bech32::decode(text.expose_secret()).map(|(_, bytes)| Zeroizing::new(bytes)).unwrap_or_default();
+        let mut secret = Zeroizing::new([0; 32]);
+        secret.iter_mut().zip(bytes.iter()).for_each(|(to, from)| *to = *from);
+        secret
     }
 }
 
@@ -86,7 +87,8 @@ impl Identities {
     /// The first line that is something else; no identity at all.
     pub fn parse(text: &str) -> Result<Self, IdentityError> {
         let mut found = Vec::new();
-        for (index, line) in text.lines().enumerate() {
+        // Editors put an invisible mark at the start of what they call UTF-8.
+        for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
             let line = line.trim();
             if line.is_empty() || line.starts_with('#') {
                 continue;
@@ -162,10 +164,10 @@ mod tests {
     fn a_file_of_identities_reads_back() {
         let (one, two) = (Identity::generate(), Identity::generate());
         let file = |identity: &Identity| identity.to_file("2026-11-23T01:00:00Z".parse().unwrap());
-        let text = format!("{}\r\n \n  {}", file(&one).expose_secret(), file(&two).expose_secret());
+        let text = format!("\u{feff}{}\r\n \n  {}", file(&one).expose_secret(), file(&two).expose_secret());
         let read = Identities::parse(&text).unwrap();
         assert_eq!(read.recipients().collect::<Vec<_>>(), [one.recipient(), two.recipient()]);
-        assert!(text.starts_with("# created: 2026-11-23T01:00:00Z\n# public key: age1"), "not shown: a secret");
+        assert!(text[3..].starts_with("# created: 2026-11-23T01:00:00Z\n# public key: age1"), "not shown: a secret");
         assert!(!format!("{read:?}").contains("SECRET"));
     }
 

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use super::signature;
+
 /// An X25519 age recipient, `age1…`. Compares and prints by its text.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -21,6 +23,9 @@ pub enum RecipientError {
     /// An SSH key.
     #[error("is an SSH key; recipients are age keys, `age1…`")]
     Ssh,
+    /// A point that nobody can hold the secret of.
+    #[error("is no key that anybody holds")]
+    Nobody,
     /// Anything else, or a mistyped one: recipients carry a checksum.
     #[error("is not an age recipient (`age1…`, 62 characters)")]
     Other,
@@ -39,7 +44,10 @@ impl FromStr for Recipient {
         let parsed: age::x25519::Recipient = text.parse().map_err(|_| RecipientError::Other)?;
         let text = parsed.to_string();
         let (_, key) = bech32::decode(&text).map_err(|_| RecipientError::Other)?;
-        Ok(Self { text, key: key.try_into().map_err(|_| RecipientError::Other)? })
+        let key = key.try_into().map_err(|_| RecipientError::Other)?;
+        // Whatever is encrypted to a point of low order is encrypted to everybody.
+        signature::verifying_key(&key).ok_or(RecipientError::Nobody)?;
+        Ok(Self { text, key })
     }
 }
 
@@ -97,11 +105,13 @@ mod tests {
         let recipient = Identity::generate().recipient().clone();
         let text = recipient.to_string();
         assert_eq!(text.parse::<Recipient>().unwrap(), recipient);
+        let zero = bech32::encode::<bech32::Bech32>(bech32::Hrp::parse("age").unwrap(), &[0; 32]).unwrap();
         let mut mistyped = text.clone();
         mistyped.replace_range(10..11, if &text[10..11] == "q" { "p" } else { "q" });
         for (text, error) in [
             (mistyped.as_str(), RecipientError::Other),
             (&text[..61], RecipientError::Other),
+            (&zero, RecipientError::Nobody),
             ("", RecipientError::Other),
             ("ageé1äöü", RecipientError::Other),
             ("age-secret-key-1xyz", RecipientError::Identity),

@@ -123,6 +123,10 @@ async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<
     let catalog = Catalog::read(&repository).await?;
     let id = BackupId::new(started);
 
+    // The repository is read before the sources: snapshots are held no longer than they are needed.
+    let epoch = epoch(&repository, started, context.config.repository.epoch_days).await?;
+    let grace = context.config.repository.grace;
+    let reusable = ReusableParts::find(&repository, &epoch, &catalog, started, grace).await?;
     // Everything is cut before anything is moved.
     context.progress.set_phase("taking snapshots");
     let mut running = Vec::new();
@@ -137,9 +141,6 @@ async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<
         return Err(all_failed(running.into_iter().filter_map(|source| source.state.err()).collect()));
     }
 
-    let epoch = epoch(&repository, started, context.config.repository.epoch_days).await?;
-    let grace = context.config.repository.grace;
-    let reusable = ReusableParts::find(&repository, &epoch, &catalog, started, grace).await?;
     tracing::debug!("backup {id} into epoch {}; {} reusable parts", epoch.id(), reusable.len());
     let pipeline = Pipeline::new(
         repository.store().clone(),
@@ -176,43 +177,35 @@ fn all_failed(mut errors: Vec<Error>) -> Error {
     }
 }
 
-/// The newest epoch that is whole, young enough and for the configured recipients, or a new one (rule R7).
+/// The newest epoch, where it is whole, young enough and for the configured recipients, or a new one (rule R7). Never an older one:
+/// an epoch ends when the next one begins.
 async fn epoch(repository: &Repository, now: Timestamp, days: u32) -> Result<Arc<Epoch>, RepositoryError> {
     let keyring = repository.keyring();
+    let records = repository.epoch_records().await?;
+    if !keyring.encrypts()
+        && let Some(epoch) = repository.encrypted_epoch().await?
+    {
+        return Err(RepositoryError::WouldBeClear { epoch });
+    }
+    for (id, what) in records.faults() {
+        tracing::warn!("epoch {id} is not used: {what}");
+    }
+    if let Some(unknown) = records.unknown() {
+        return Err(unknown.into());
+    }
     let young = |began: Timestamp| {
-        let age = Duration::try_from(now.duration_since(began)).unwrap_or_default();
+        let age = Duration::try_from(now.duration_since(began)).unwrap_or(Duration::MAX);
         age < Duration::from_secs(u64::from(days) * 24 * 3600)
     };
-    let mut newest: Option<Arc<Epoch>> = None;
-    for id in repository.epoch_ids().await? {
-        // Who reads an epoch is in clear. What is not for us need not be opened, and may be what we cannot open.
-        let epoch = match repository.epoch_record(&id).await {
-            Ok((record, _)) if !keyring.encrypts() && !record.recipients.is_empty() => {
-                return Err(RepositoryError::WouldBeClear { epoch: id, recipients: record.recipients });
-            }
-            Ok((record, _)) if !keyring.agrees_with(&record) || !young(record.began) => continue,
-            Ok(_) => repository.epoch(&id).await,
-            Err(error) => Err(error),
-        };
-        match epoch {
-            // Whoever began it knows the keys that name and sign what would be written.
-            Ok(epoch) if epoch.unknown_beginner.is_some() => {
-                tracing::warn!("epoch {id} is not used: nothing that is configured began it");
-            }
-            Ok(epoch) if newest.as_ref().is_none_or(|other| other.record.began < epoch.record.began) => {
-                newest = Some(epoch)
-            }
-            Ok(_) => {}
-            // Half of one, whose making was cut off, or a damaged or forged one: nothing new goes into it.
-            Err(RepositoryError::Trust(trust)) => tracing::warn!("epoch {id} is not used: {trust}"),
-            Err(RepositoryError::Locked(locked)) => tracing::warn!("epoch {id} is not used: {locked}"),
+    if let Some(newest) = records.newest(now).filter(|newest| young(newest.began) && keyring.agrees_with(newest)) {
+        match repository.epoch(&newest.epoch).await {
+            Ok(epoch) => return Ok(epoch),
+            // Nothing new goes into an epoch whose keys are damaged.
+            Err(RepositoryError::Trust(trust)) => tracing::warn!("epoch {} is not used: {trust}", newest.epoch),
             Err(error) => return Err(error),
         }
     }
-    match newest {
-        Some(epoch) => Ok(epoch),
-        None => repository.begin_epoch(now, CUT_POLICY.to_owned()).await,
-    }
+    repository.begin_epoch(CUT_POLICY.to_owned()).await
 }
 
 async fn transfer(
@@ -297,7 +290,7 @@ async fn commit(
                     detail: captured.detail,
                     artifacts,
                 };
-                head.manifest = Some(commit.manifest(&manifest).await?);
+                head.manifest = Some(commit.manifest(manifest).await?);
                 outcome_told.fill(&head, captured.uncovered);
             }
         }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, Error};
-use crate::repository::{Artifact, Catalog, CatalogEntry, Cut, Head, Selector};
+use crate::repository::{Artifact, Catalog, CatalogEntry, Cut, Head, Locked, RepositoryError, Selector};
 
 /// One line of `list`.
 #[derive(Debug, Serialize)]
@@ -60,6 +60,13 @@ pub struct ListReport {
 pub async fn list(context: &Context) -> Result<ListReport, Error> {
     let repository = context.repository().await?;
     let catalog = Catalog::read(&repository).await?;
+    // Without any key there is nothing to tell but whose would do.
+    if repository.keyring().is_empty()
+        && let Some(CatalogEntry::Locked { locked: locked @ Locked::NoIdentity { .. }, .. }) = catalog.entries.first()
+        && catalog.heads().next().is_none()
+    {
+        return Err(RepositoryError::from(locked.clone()).into());
+    }
     let backups = catalog
         .entries
         .into_iter()
@@ -135,7 +142,13 @@ pub(super) fn select<'a>(
     url: &str,
 ) -> Result<&'a Head, Error> {
     match catalog.select(selector, sources, url) {
+        Ok(head) => {
+            if *selector == Selector::Latest {
+                catalog.passed_over(head).iter().for_each(|note| tracing::warn!("{note}"));
+            }
+            Ok(head)
+        }
         Err(_) if *selector == Selector::LatestVerified => Err(Error::NothingVerified { url: url.to_owned() }),
-        other => Ok(other?),
+        Err(error) => Err(error.into()),
     }
 }

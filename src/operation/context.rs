@@ -8,7 +8,7 @@ use super::Error;
 use crate::{
     config::{Config, ConfigError, RepositoryUrl, SourceConfig},
     pipeline::{Budget, Progress},
-    repository::{Keyring, Repository},
+    repository::{Keyring, Repository, RepositoryError},
     source::{self, Source},
     store::{FileBackend, RetryPolicy, S3Backend, S3Options, SharedBackend, Store, StoreError, StoreErrorKind},
 };
@@ -96,7 +96,21 @@ impl Context {
         if keyring.encrypts() && keyring.is_empty() {
             return Err(ConfigError::NoIdentity { file: self.config.origin.clone() }.into());
         }
-        Ok(Repository::open(self.store()?, keyring).await?)
+        self.expected(Repository::open(self.store()?, keyring).await?)
+    }
+
+    /// The repository, if it is the one that the configuration means.
+    pub(super) fn expected(&self, repository: Repository) -> Result<Repository, Error> {
+        let found = &repository.mark().repository;
+        match &self.config.repository.id {
+            Some(wanted) if wanted != found.as_str() => Err(RepositoryError::Another {
+                url: repository.store().url().to_owned(),
+                found: found.clone(),
+                wanted: wanted.clone(),
+            }
+            .into()),
+            _ => Ok(repository),
+        }
     }
 
     /// The memory budget of one run.

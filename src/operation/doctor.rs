@@ -8,9 +8,9 @@ use serde::Serialize;
 use super::{Context, Error};
 use crate::{
     config::ConfigError,
-    crypt::{Recipient, listed},
+    crypt::{Identities, Recipient, listed},
     report,
-    repository::{Catalog, CatalogEntry, EpochRecord, Locked, Repository, RepositoryError},
+    repository::{Catalog, CatalogEntry, Locked, Repository, RepositoryError},
     source::{Finding, Level},
 };
 
@@ -74,9 +74,9 @@ pub async fn doctor(context: &Context) -> DoctorReport {
     DoctorReport { healthy, sections }
 }
 
-/// Could somebody else than we have made it?
+/// Was it made by somebody else than we, by all that is known?
 fn is_forgery(locked: &Locked) -> bool {
-    matches!(locked, Locked::InClear { .. } | Locked::Stranger { .. } | Locked::SeveralBeginners { .. })
+    matches!(locked, Locked::AfterEnd { .. } | Locked::Stranger { .. } | Locked::SeveralBeginners { .. })
 }
 
 /// Looks at recipients and identities: what the configuration says and what this machine holds.
@@ -157,9 +157,19 @@ fn encryption(context: &Context) -> Vec<Finding> {
             "set `catalog_identity_file`, or where this machine only restores: `catalog_recipients`",
         );
     }
+    let all: Identities = held.catalog.iter().chain(held.data.iter()).cloned().collect();
+    let readers = config.recipients.iter().chain(held.catalog.recipients().take(1)).chain(&config.catalog_recipients);
+    if all.of_any(readers).is_none() {
+        findings.push(Finding {
+            level: Level::Problem,
+            text: "this machine reads nothing: its identities are of no recipient and of no catalogue".into(),
+            hint: Some("set `identity_file` to the identity of a recipient, or `catalog_identity_file`".into()),
+        });
+        return findings;
+    }
     findings.push(finding(
         Level::Ok,
-        match held.data.of_any(config.recipients.iter()) {
+        match all.of_any(config.recipients.iter()) {
             Some(identity) => format!("this machine reads everything, with the identity of {}", identity.recipient()),
             None => "this machine reads keys and manifests, no data: `verify --level content` and `restore` need `identity_file`".into(),
         },
@@ -167,23 +177,28 @@ fn encryption(context: &Context) -> Vec<Finding> {
     findings
 }
 
-/// Is the epoch that the next backup would use for those whom the configuration names?
-async fn recipients(repository: &Repository, findings: &mut Vec<Finding>) -> Result<(), Error> {
-    let mut newest: Option<EpochRecord> = None;
-    for id in repository.epoch_ids().await? {
-        match repository.epoch_record(&id).await {
-            Ok((record, _)) if newest.as_ref().is_none_or(|other| other.began < record.began) => newest = Some(record),
-            Ok(_) => {}
-            Err(RepositoryError::Trust(trust)) => {
-                findings.push(finding(Level::Warning, format!("epoch {id} cannot be used: {trust}")));
-            }
-            Err(error) => return Err(error.into()),
-        }
+/// Could the next backup be written, and for whom?
+async fn epochs(repository: &Repository, now: Timestamp, findings: &mut Vec<Finding>) -> Result<(), Error> {
+    let (keyring, records) = (repository.keyring(), repository.epoch_records().await?);
+    for (id, what) in records.faults() {
+        findings.push(finding(Level::Warning, format!("epoch {id} is not used: {what}")));
     }
-    let Some(newest) = newest.filter(|newest| !repository.keyring().agrees_with(newest)) else { return Ok(()) };
-    let configured = repository.keyring();
+    let locked = |level, locked: &Locked| Finding { level, text: locked.to_string(), hint: Some(locked.hint()) };
+    if let Some(unknown) = records.unknown() {
+        findings.push(locked(Level::Problem, &unknown));
+    }
+    if !keyring.encrypts() {
+        if let Some(epoch) = repository.encrypted_epoch().await? {
+            findings.push(problem(&RepositoryError::WouldBeClear { epoch }.into()));
+        }
+        return Ok(());
+    }
+    if let Err(error) = keyring.beginner() {
+        findings.push(locked(Level::Warning, &error));
+    }
+    let Some(newest) = records.newest(now).filter(|newest| !keyring.agrees_with(newest)) else { return Ok(()) };
     let before: Vec<&Recipient> = newest.readers().collect();
-    let now: Vec<&Recipient> = configured.recipients().iter().chain(configured.catalog_recipient()).collect();
+    let after: Vec<&Recipient> = keyring.recipients().iter().chain(keyring.catalog_recipient()).collect();
     let only = |these: &[&Recipient], those: &[&Recipient]| {
         listed(these.iter().copied().filter(|recipient| !those.contains(recipient)))
     };
@@ -192,16 +207,12 @@ async fn recipients(repository: &Repository, findings: &mut Vec<Finding>) -> Res
         text: format!(
             "the newest epoch {} has other recipients than the configuration: added since {}, removed {}",
             newest.epoch,
-            only(&now, &before),
-            only(&before, &now)
+            only(&after, &before),
+            only(&before, &after)
         ),
-        hint: Some(match configured.encrypts() {
-            true => {
-                "the next backup begins a new epoch, with a full copy; whoever was removed still reads the old ones"
-                    .into()
-            }
-            false => "the repository is encrypted: no backup will be made without `[repository.encryption]`".into(),
-        }),
+        hint: Some(
+            "the next backup begins a new epoch, with a full copy; whoever was removed still reads the old ones".into(),
+        ),
     });
     Ok(())
 }
@@ -220,7 +231,7 @@ async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<()
         let hint = Some("set both by NTP; S3 servers refuse requests at 15 minutes".to_owned());
         findings.push(Finding { level: Level::Warning, text, hint });
     }
-    recipients(&repository, findings).await?;
+    epochs(&repository, theirs, findings).await?;
     let catalog = Catalog::read(&repository).await?;
     match catalog.heads().next() {
         Some(head) => findings.push(finding(
@@ -232,7 +243,10 @@ async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<()
                 report::ago(head.started, theirs)
             ),
         )),
-        None => findings.push(finding(Level::Warning, "there is no backup yet".to_owned())),
+        None if catalog.entries.is_empty() => {
+            findings.push(finding(Level::Warning, "there is no backup yet".to_owned()));
+        }
+        None => findings.push(finding(Level::Warning, "there is no backup that can be read here".to_owned())),
     }
     for entry in &catalog.entries {
         match entry {

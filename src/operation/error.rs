@@ -103,10 +103,17 @@ impl Error {
                     Locked::NoIdentity { .. } | Locked::NoDataIdentity { .. } | Locked::NoBeginner { .. } => {
                         exit::USAGE
                     }
-                    Locked::InClear { .. } | Locked::SeveralBeginners { .. } | Locked::Stranger { .. } => exit::REFUSED,
+                    Locked::InClear { .. }
+                    | Locked::Newer { .. }
+                    | Locked::AfterEnd { .. }
+                    | Locked::Unknown { .. }
+                    | Locked::SeveralBeginners { .. }
+                    | Locked::Stranger { .. } => exit::REFUSED,
                 }
             }
-            Error::Repository(RepositoryError::Newer { .. } | RepositoryError::WouldBeClear { .. })
+            Error::Repository(
+                RepositoryError::Newer { .. } | RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. },
+            )
             | Error::NothingVerified { .. }
             | Error::NotConfirmed
             | Error::KeyFile { exists: true, .. }
@@ -134,9 +141,11 @@ impl Error {
             }
             Error::Repository(RepositoryError::NotInitialised { .. }) => "not-initialised",
             Error::Repository(RepositoryError::AlreadyInitialised { .. }) => "already-initialised",
-            Error::Repository(RepositoryError::Newer { .. }) => "newer-format",
+            Error::Repository(RepositoryError::Newer { .. } | RepositoryError::Locked(Locked::Newer { .. })) => {
+                "newer-format"
+            }
             Error::Repository(RepositoryError::Locked(_)) | Error::Pipeline(PipelineError::Locked(_)) => "locked",
-            Error::Repository(RepositoryError::WouldBeClear { .. }) => "refused",
+            Error::Repository(RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. }) => "refused",
             Error::Repository(RepositoryError::Trust(_)) => "damaged",
             Error::Repository(_) => "repository",
             Error::Pipeline(PipelineError::Trust(_)) => "damaged",
@@ -158,7 +167,10 @@ impl Error {
             Error::Config(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::KeyFile { exists, .. } => {
-                exists.then(|| "name another file: an identity is never overwritten, backups may need it".into())
+                Some(match exists {
+                    true => "name another file: an identity is never overwritten, backups may need it".into(),
+                    false => "name a new file in a folder that you may write to".into(),
+                })
             }
             Error::Store(error) => error.hint(),
             Error::Repository(error) => error.hint(),

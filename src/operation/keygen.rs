@@ -1,14 +1,15 @@
 //! `keygen`: a new age key, in a file that only its owner may read.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, Permissions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use secrecy::ExposeSecret;
 use serde::Serialize;
+use tempfile::NamedTempFile;
 
 use super::Error;
 use crate::crypt::{Identity, Recipient};
@@ -42,16 +43,15 @@ pub fn keygen(path: Option<&Path>) -> Result<KeygenReport, Error> {
         exists: error.kind() == io::ErrorKind::AlreadyExists,
         problem: error.to_string(),
     };
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    let written = file.write_all(text.expose_secret().as_bytes()).and_then(|()| file.sync_all()).and_then(|()| {
-        // The name must survive a power cut as the text does: backups are encrypted to this key from now on.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
-    });
-    if let Err(error) = written {
-        // Ours, since it was created just now.
-        let _ = std::fs::remove_file(path);
-        return Err(failed(error));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Under another name first: what has the name is whole, whenever this ends.
+    let mut file = NamedTempFile::new_in(folder).map_err(failed)?;
+    file.as_file().set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+    file.write_all(text.expose_secret().as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist_noclobber(path).map_err(|error| failed(error.error))?;
+    // The name should survive a power cut as the text does. A folder that may be written and not read cannot be opened for that.
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
     }
     Ok(KeygenReport { recipient, file: Some(path.to_owned()), identity: None })
 }

@@ -43,7 +43,7 @@ pub async fn init(context: &Context, if_missing: bool) -> Result<InitReport, Err
     let (repository, created) = match Repository::init(store.clone(), keyring.clone()).await {
         Ok(repository) => (repository, true),
         Err(RepositoryError::AlreadyInitialised { .. }) if if_missing => {
-            (Repository::open(store, keyring).await?, false)
+            (context.expected(Repository::open(store, keyring).await?)?, false)
         }
         Err(error) => return Err(error.into()),
     };

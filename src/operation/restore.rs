@@ -35,6 +35,8 @@ pub struct PlannedRestore {
     pub backup: BackupId,
     /// When it was started, by the store's clock.
     pub started: jiff::Timestamp,
+    /// What to know of this choice: what was passed over, and what is taken without proof.
+    pub notes: Vec<String>,
     sources: Vec<PlannedSource>,
 }
 
@@ -43,6 +45,8 @@ pub struct PlannedRestore {
 pub struct RestoreReport {
     /// The backup.
     pub backup: BackupId,
+    /// What to know of this choice: what was passed over, and what was taken without proof.
+    pub notes: Vec<String>,
     /// How long it took, in seconds.
     pub seconds: f64,
     /// By source, in the order of execution.
@@ -108,7 +112,12 @@ pub async fn plan_restore(context: &Context, arguments: &RestoreArguments) -> Re
             .map_err(|error| Error::Source { name: name.clone(), error })?;
         sources.push(PlannedSource { name, restore });
     }
-    Ok(PlannedRestore { backup: head.backup.clone(), started: head.started, sources })
+    let mut notes = match arguments.selector {
+        Selector::Latest => catalog.passed_over(head),
+        _ => Vec::new(),
+    };
+    notes.extend(catalog.unknown.as_ref().map(|unknown| format!("{unknown}; {}", unknown.hint())));
+    Ok(PlannedRestore { backup: head.backup.clone(), started: head.started, notes, sources })
 }
 
 /// The configured source of that name and kind, at another address where one was given.
@@ -169,6 +178,6 @@ impl PlannedRestore {
                 Err(error) => return Err(Error::Source { name, error }),
             }
         }
-        Ok(RestoreReport { backup: self.backup, seconds: clock.elapsed().as_secs_f64(), sources })
+        Ok(RestoreReport { backup: self.backup, notes: self.notes, seconds: clock.elapsed().as_secs_f64(), sources })
     }
 }

@@ -121,6 +121,9 @@ mod tests {
             recipients,
             catalog_recipient: None,
             cut: String::new(),
+            keys: String::new(),
+            begun_by: None,
+            earlier: Vec::new(),
         };
         [Protection::Clear, keyring.protection(&record)]
     }
@@ -128,7 +131,7 @@ mod tests {
     /// What a manifest says of a part with this content, stored like this.
     fn part(keys: &Keys, plain: &[u8], stored: &[u8]) -> PartRef {
         let run = BackupId::new("2026-11-23T01:00:00Z".parse().unwrap()).tail();
-        let name = PartName { content: content_hash(keys, plain), stored: Sha256::digest(stored).into(), run };
+        let name = PartName::new(keys, content_hash(keys, plain), Sha256::digest(stored).into(), run);
         PartRef { name, raw: plain.len() as u64, stored: stored.len() as u64, rows: 1, continues: false }
     }
 
@@ -158,10 +161,8 @@ mod tests {
         let keys = Keys::random();
         for protection in modes() {
             let stored = encoded(&keys, &protection, b"two\n");
-            let forged = PartRef {
-                name: PartName { content: content_hash(&keys, b"one\n"), ..part(&keys, b"two\n", &stored).name },
-                ..part(&keys, b"two\n", &stored)
-            };
+            let mut forged = part(&keys, b"two\n", &stored);
+            forged.name.content = content_hash(&keys, b"one\n");
             let error = decode(&keys, &protection, &forged, "key", &stored).unwrap_err();
             assert!(error.to_string().contains("content"), "{error}");
         }

@@ -61,9 +61,11 @@ impl PartReader {
             return Err(Trust::damaged(key, format!("is said to hold more than {most} bytes")).into());
         }
         let mut lease = self.budget.lease(part.raw + part.stored).await?;
-        let stored = self.store.get(&key).await.map_err(|error| match error.kind {
+        let stored = self.store.get_at_most(&key, part.stored).await.map_err(|error| match error.kind {
             StoreErrorKind::NotFound => Trust::Missing { object: key.clone() }.into(),
-            StoreErrorKind::TooLarge => Trust::damaged(&key, "is larger than any object of a repository").into(),
+            StoreErrorKind::TooLarge => {
+                Trust::damaged(&key, format!("is longer than the {} bytes that its manifest says", part.stored)).into()
+            }
             _ => PipelineError::from(error),
         })?;
         Progress::add(&self.progress.moved, stored.len() as u64);

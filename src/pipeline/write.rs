@@ -173,7 +173,7 @@ impl Pipeline {
         };
         let size = stored.len() as u64;
         lease.shrink(size);
-        let name = PartName { content, stored: digest, run: self.run.clone() };
+        let name = PartName::new(&self.epoch.keys, content, digest, self.run.clone());
         {
             let _upload = self.uploads.acquire().await?;
             self.store.put(&part_key(&self.epoch, &name), stored.into()).await?;
@@ -189,7 +189,7 @@ impl Pipeline {
         // Whatever is longer is damaged, and the lease has no room for it.
         let whole = part.stored <= codec::longest(&self.epoch.protection, plain) as u64 && {
             let _upload = self.uploads.acquire().await?;
-            match self.store.get(&key).await {
+            match self.store.get_at_most(&key, part.stored).await {
                 Ok(stored) if stored.len() as u64 == part.stored => {
                     let digest = part.name.stored;
                     blocking(move || codec::is_stored_as(&stored, &digest)).await?

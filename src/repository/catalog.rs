@@ -1,10 +1,6 @@
 //! What backups there are: heads only (rule R1), with what lacks a head or cannot be trusted named beside them (R11).
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    str::FromStr,
-    sync::{Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, str::FromStr};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -13,7 +9,6 @@ use super::{
     BackupId, Head, Locked, Repository, RepositoryError, Trust,
     layout::{self, BackupObject},
 };
-use crate::crypt::Recipient;
 
 /// Heads read at once.
 const PARALLEL_READS: usize = 8;
@@ -88,14 +83,15 @@ impl FromStr for Selector {
 pub struct Catalog {
     /// Heads by the time they started, newest first; what has no trustworthy time stands where its id would.
     pub entries: Vec<CatalogEntry>,
+    /// Why all of them are taken without proof of who made them, if they are.
+    pub unknown: Option<Locked>,
 }
 
 impl Catalog {
     /// Reads every head.
     ///
     /// # Errors
-    /// What the store says, a repository of a newer format, an encrypted one where no identity is configured at all, one whose
-    /// makers disagree where none is configured. A damaged head is an entry, not an error.
+    /// What the store says. A damaged head, and one that cannot be opened or believed here, is an entry, not an error.
     pub async fn read(repository: &Repository) -> Result<Self, RepositoryError> {
         struct Folder {
             head: bool,
@@ -117,41 +113,27 @@ impl Catalog {
                 }
             })
             .await?;
-        let beginners = Mutex::new(BTreeSet::new());
         let mut entries: Vec<CatalogEntry> = stream::iter(folders)
             .map(async |(id, folder)| {
                 if !folder.head {
                     return Ok(CatalogEntry::Unfinished { id, manifests: folder.manifests, written: folder.written });
                 }
                 match repository.head(&id).await {
-                    Ok((head, epoch)) => {
-                        let mut beginners = beginners.lock().unwrap_or_else(PoisonError::into_inner);
-                        beginners.extend(epoch.unknown_beginner.clone());
-                        Ok(CatalogEntry::Good(Box::new(head)))
-                    }
+                    Ok((head, _)) => Ok(CatalogEntry::Good(Box::new(head))),
                     Err(RepositoryError::Trust(trust)) => Ok(CatalogEntry::Damaged { id, trust }),
-                    // Where nothing is configured at all there is nothing to tell.
-                    Err(RepositoryError::Locked(locked)) if !repository.keyring().is_empty() => {
-                        Ok(CatalogEntry::Locked { id, locked })
-                    }
+                    Err(RepositoryError::Locked(locked)) => Ok(CatalogEntry::Locked { id, locked }),
                     Err(error) => Err(error),
                 }
             })
             .buffer_unordered(PARALLEL_READS)
             .try_collect()
             .await?;
-        let beginners: Vec<Recipient> =
-            beginners.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect();
-        match &beginners[..] {
-            [] => {}
-            [one] => tracing::warn!(
-                "the backups here were made by the holder of {one}; nothing in the configuration says that this is one \
-                 of your machines (`repository.encryption.catalog_recipients` would)"
-            ),
-            _ => return Err(Locked::SeveralBeginners { beginners }.into()),
-        }
         entries.sort_by(|a, b| order(b).cmp(&order(a)));
-        Ok(Self { entries })
+        let unknown = repository.epoch_records().await?.unknown();
+        if let Some(unknown) = &unknown {
+            tracing::warn!("{unknown}; {}", unknown.hint());
+        }
+        Ok(Self { entries, unknown })
     }
 
     /// The heads, newest first.
@@ -162,6 +144,21 @@ impl Catalog {
         })
     }
 
+    /// What is newer than this backup and was passed over, since it cannot be trusted: it may be the one that is meant, and an
+    /// older one must not stand in for it in silence.
+    pub fn passed_over(&self, head: &Head) -> Vec<String> {
+        let newer = self.entries.iter().take_while(|entry| *entry.id() != head.backup);
+        let told = |entry: &CatalogEntry| match entry {
+            CatalogEntry::Damaged { id, trust } => Some(format!("backup {id} is passed over: {trust}")),
+            CatalogEntry::Locked { id, locked } => Some(format!("backup {id} is passed over: {locked}")),
+            CatalogEntry::Unfinished { id, .. } => {
+                Some(format!("backup {id} is passed over: it is unfinished, without a head"))
+            }
+            CatalogEntry::Good(_) => None,
+        };
+        newer.filter_map(told).collect()
+    }
+
     /// The one backup that `selector` means, for these sources (none: every source that the backup was asked for).
     ///
     /// # Errors
@@ -170,19 +167,16 @@ impl Catalog {
         let none = |wanted: &str| RepositoryError::NoSuchBackup { wanted: wanted.to_owned(), url: url.to_owned() };
         match selector {
             Selector::Latest => {
-                for entry in &self.entries {
-                    match entry {
-                        CatalogEntry::Good(head) if holds(head, sources) => return Ok(&**head),
-                        // It may be the one that is meant: an older one must not stand in for it in silence.
-                        CatalogEntry::Damaged { id, trust } => tracing::warn!("backup {id} is passed over: {trust}"),
-                        CatalogEntry::Locked { id, locked } => tracing::warn!("backup {id} is passed over: {locked}"),
-                        CatalogEntry::Unfinished { id, .. } => {
-                            tracing::warn!("backup {id} is passed over: it is unfinished, without a head");
-                        }
-                        CatalogEntry::Good(_) => {}
-                    }
-                }
-                Err(none("that is complete"))
+                let good = self.entries.iter().find_map(|entry| match entry {
+                    CatalogEntry::Good(head) if holds(head, sources) => Some(&**head),
+                    _ => None,
+                });
+                // Where all that there is cannot be opened, that is the answer, and not that there is none.
+                let locked = self.entries.iter().find_map(|entry| match entry {
+                    CatalogEntry::Locked { locked, .. } => Some(locked.clone()),
+                    _ => None,
+                });
+                good.ok_or_else(|| locked.map_or_else(|| none("that is complete"), RepositoryError::from))
             }
             // Evidence of verifications comes with `verify --level restore`; until then there is none to believe.
             Selector::LatestVerified => Err(none("that is verified")),

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use bytes::Bytes;
 use jiff::Timestamp;
 
-use super::{Epoch, Head, Manifest, ManifestDigest, Repository, RepositoryError, layout, look, open, seal::Seal};
+use super::{Epoch, Head, Manifest, ManifestDigest, Repository, RepositoryError, layout, look, open, seal::Sealer};
 use crate::store::StoreErrorKind;
 
 /// A backup about to be committed.
@@ -28,11 +28,14 @@ impl<'a> Commit<'a> {
     ///
     /// # Errors
     /// What the store says.
-    pub async fn manifest(&mut self, manifest: &Manifest) -> Result<ManifestDigest, RepositoryError> {
+    pub async fn manifest(&mut self, manifest: Manifest) -> Result<ManifestDigest, RepositoryError> {
         let key = layout::manifest(&manifest.backup, &manifest.source.name, &self.epoch.protection);
-        let bytes: Bytes = match manifest.encode(&self.epoch.protection) {
-            Ok(bytes) => bytes.into(),
-            Err(what) => return Err(RepositoryError::Encode { object: key, what }),
+        let protection = self.epoch.protection.clone();
+        let encoded = tokio::task::spawn_blocking(move || (manifest.encode(&protection), manifest)).await;
+        let (bytes, manifest) = match encoded {
+            Ok((Ok(bytes), manifest)) => (Bytes::from(bytes), manifest),
+            Ok((Err(what), _)) => return Err(RepositoryError::Encode { object: key, what }),
+            Err(error) => return Err(RepositoryError::Encode { object: key, what: error.to_string() }),
         };
         for part in manifest.parts() {
             self.expected.insert(layout::part(self.epoch.id(), &part.name, &self.epoch.protection), part.stored);
@@ -53,7 +56,7 @@ impl<'a> Commit<'a> {
         head.finished = store.now().await?;
         self.young_enough(head.started, head.finished)?;
         let key = layout::head(&head.backup);
-        let bytes = open::encode(&key, &head, Seal::Mac(self.epoch.keys.mac_key()))?;
+        let bytes = open::encode(&key, &head, Sealer::Mac(self.epoch.keys.mac_key()))?;
         let looked = match store.put_new(&key, bytes).await {
             Ok(()) => self.look(&head, "second").await,
             // Somebody else's: not ours to remove.

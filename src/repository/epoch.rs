@@ -35,7 +35,7 @@ impl Protection {
     pub fn suffix(&self) -> &'static str {
         match self {
             Protection::Clear => "",
-            Protection::Age(_) => ".age",
+            Protection::Age(_) => layout::ENCRYPTED_SUFFIX,
         }
     }
 
@@ -100,6 +100,23 @@ pub struct EpochRecord {
     pub catalog_recipient: Option<Recipient>,
     /// How rows are cut into parts: a note for people, readers do not need it.
     pub cut: String,
+    /// SHA-256 of the keys' object, in hex.
+    pub keys: String,
+    /// In an encrypted repository: who began the epoch, and signed this record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun_by: Option<Recipient>,
+    /// The epochs that whoever began this one believed in: with this record they are believed too, whoever began them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<EarlierEpoch>,
+}
+
+/// An epoch that a later one vouches for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EarlierEpoch {
+    /// Its id.
+    pub epoch: EpochId,
+    /// SHA-256 of its `epoch.json`, in hex.
+    pub sha256: String,
 }
 
 impl EpochRecord {
@@ -118,8 +135,6 @@ pub struct Epoch {
     pub keys: Keys,
     /// How its objects are protected.
     pub protection: Protection,
-    /// Who began it, where that is proven but nothing that is configured says whether it is one of ours.
-    pub unknown_beginner: Option<Recipient>,
     /// SHA-256 of `epoch.json` as stored, in hex.
     pub(crate) record_digest: String,
     /// SHA-256 of the keys' object as stored, in hex.

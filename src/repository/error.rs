@@ -60,12 +60,40 @@ pub enum Locked {
     },
     /// No identity here may begin an epoch.
     #[error(
-        "an epoch is begun with a catalogue identity, or with the identity of {}; neither is configured here",
-        listed(recipients)
+        "a new epoch is begun, and signed, by the holder of {}; that identity is not configured here",
+        listed(beginners)
     )]
     NoBeginner {
-        /// The configured recipients.
-        recipients: Vec<Recipient>,
+        /// Whose would do.
+        beginners: Vec<Recipient>,
+    },
+    /// It says that it is of a newer version; nothing proves it yet.
+    #[error("{object} says that it is of repository format {found}; this version reads up to {known}")]
+    Newer {
+        /// The object's key.
+        object: String,
+        /// The version found.
+        found: u32,
+        /// The newest version known.
+        known: u32,
+    },
+    /// A backup that is newer than its epoch: made by someone who knows the epoch's keys and not those of the next.
+    #[error("{object} says that it was started {started}; its epoch ended {ended}, when the next one began")]
+    AfterEnd {
+        /// The head's key.
+        object: String,
+        /// As it says.
+        started: jiff::Timestamp,
+        /// When the next epoch began.
+        ended: jiff::Timestamp,
+    },
+    /// Nothing that is configured says who makes backups.
+    #[error(
+        "the backups here were made by the holder of {begun_by}; nothing in the configuration says that this is one of your machines"
+    )]
+    Unknown {
+        /// Who signed the epochs.
+        begun_by: Recipient,
     },
     /// The configuration encrypts, and the epoch is in clear: anyone who can write to the store may have made it.
     #[error(
@@ -108,6 +136,13 @@ impl Locked {
                 .into(),
             Self::NoBeginner { .. } => {
                 "set `repository.encryption.catalog_identity_file`; `altlas-backup keygen` makes one".into()
+            }
+            Self::Newer { .. } => "use the version of altlas-backup that made it, or a newer one".into(),
+            Self::AfterEnd { .. } => "whoever held the keys of that epoch can have forged it, such as a recipient who \
+                 was removed; use another backup"
+                .into(),
+            Self::Unknown { begun_by } => {
+                format!("if it is, set `repository.encryption.catalog_recipients = [\"{begun_by}\"]`")
             }
             Self::InClear { .. } => "a backup from before encryption was switched on is read with a configuration \
                  without `[repository.encryption]`, if you trust everyone who can write to the store"
@@ -167,14 +202,21 @@ pub enum RepositoryError {
     Locked(#[from] Locked),
     /// The repository is encrypted, and a backup in clear was asked for.
     #[error(
-        "epoch {epoch} is encrypted to {}, and this configuration has no `[repository.encryption]`: nothing is written in clear beside it",
-        listed(recipients)
+        "epoch {epoch} is encrypted, and this configuration has no `[repository.encryption]`: nothing is written in clear beside it"
     )]
     WouldBeClear {
-        /// The newest encrypted epoch.
+        /// The epoch.
         epoch: super::EpochId,
-        /// Whose.
-        recipients: Vec<Recipient>,
+    },
+    /// Another repository than the configured one.
+    #[error("the repository at {url} is {found}; the configuration says {wanted}")]
+    Another {
+        /// The repository's address.
+        url: String,
+        /// Its id.
+        found: super::RepositoryId,
+        /// `repository.id`.
+        wanted: String,
     },
     /// An object is missing or damaged.
     #[error(transparent)]
@@ -258,6 +300,7 @@ impl RepositoryError {
             Self::AlreadyInitialised { .. } => Some("`altlas-backup init --if-missing` is content with it".into()),
             Self::NotEmpty { .. } => Some("give the repository a prefix or folder of its own".into()),
             Self::Locked(locked) => Some(locked.hint()),
+            Self::Another { .. } => Some("somebody put another repository in its place, or `repository.id` is of another one".into()),
             Self::WouldBeClear { .. } => Some("configure `[repository.encryption]`; for backups in clear, begin another repository".into()),
             Self::Newer { .. } => Some("use the version of altlas-backup that made it, or a newer one".into()),
             Self::Trust(_) => Some("`altlas-backup verify BACKUP --level content` tells what else is damaged; `altlas-backup list` shows the other backups".into()),

@@ -1,4 +1,4 @@
-//! What a machine holds and believes: to whom new epochs are encrypted, which identities open old ones, and whose epochs are
+//! What a machine holds and is told: to whom new epochs are encrypted, which identities open old ones, and whose epochs are to be
 //! believed.
 
 use std::sync::Arc;
@@ -13,23 +13,8 @@ pub struct Keyring {
     recipients: Vec<Recipient>,
     /// Public halves of catalogue identities, the current one first: those held, then those only known.
     catalog_recipients: Vec<Recipient>,
-    /// Catalogue identities that are held.
-    catalog: Identities,
-    /// Identities of recipients that are held.
-    data: Arc<Identities>,
-    /// All of them.
+    /// Every identity that is held.
     all: Arc<Identities>,
-}
-
-/// May an epoch of this beginner be believed?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Belief {
-    /// The configuration or an identity that is held names it.
-    Known,
-    /// Nothing here says who makes backups, so that nobody can be a stranger.
-    Unasked,
-    /// It is none of those that the configuration names.
-    Stranger,
 }
 
 impl Keyring {
@@ -41,7 +26,7 @@ impl Keyring {
         let mut recipients = recipients;
         recipients.sort();
         recipients.dedup();
-        Self { recipients, catalog_recipients, catalog, data: Arc::new(data), all: Arc::new(all) }
+        Self { recipients, catalog_recipients, all: Arc::new(all) }
     }
 
     /// Does it encrypt?
@@ -69,31 +54,36 @@ impl Keyring {
         record.recipients == self.recipients && record.catalog_recipient.as_ref() == self.catalog_recipient()
     }
 
-    /// The identity that begins epochs: the catalogue's, else a recipient's.
-    pub(super) fn beginner(&self) -> Result<&Identity, Locked> {
-        match self.catalog.first() {
-            Some(identity) => Ok(identity),
-            None => self
-                .data
-                .of_any(self.recipients.iter())
-                .ok_or_else(|| Locked::NoBeginner { recipients: self.recipients.clone() }),
+    /// Whose epochs are believed: the current catalogue key's; where there is no catalogue, any recipient's.
+    pub(super) fn current_beginners(&self) -> &[Recipient] {
+        match &self.catalog_recipients[..] {
+            [] => &self.recipients,
+            keys => &keys[..1],
         }
+    }
+
+    /// Catalogue keys that were replaced.
+    pub(super) fn earlier_beginners(&self) -> &[Recipient] {
+        self.catalog_recipients.get(1..).unwrap_or_default()
+    }
+
+    /// Does anything say who makes backups?
+    pub(super) fn names_catalog(&self) -> bool {
+        !self.catalog_recipients.is_empty()
+    }
+
+    /// The identity that begins epochs.
+    ///
+    /// # Errors
+    /// `NoBeginner`, where it is not held.
+    pub fn beginner(&self) -> Result<&Identity, Locked> {
+        let beginners = self.current_beginners();
+        self.all.of_any(beginners.iter()).ok_or_else(|| Locked::NoBeginner { beginners: beginners.to_vec() })
     }
 
     /// An identity that opens the keys and manifests of this epoch.
     pub(super) fn opener(&self, record: &EpochRecord) -> Option<&Identity> {
         self.all.of_any(record.readers())
-    }
-
-    pub(super) fn belief(&self, beginner: &Recipient) -> Belief {
-        let named = self.recipients.iter().chain(&self.catalog_recipients).chain(self.data.recipients());
-        if named.into_iter().any(|recipient| recipient == beginner) {
-            Belief::Known
-        } else if self.catalog_recipients.is_empty() {
-            Belief::Unasked
-        } else {
-            Belief::Stranger
-        }
     }
 
     /// How the objects of this epoch are protected, and whether we can read them.
@@ -104,7 +94,7 @@ impl Keyring {
         Protection::Age(Arc::new(Envelope {
             recipients: record.recipients.clone(),
             readers: record.readers().cloned().collect(),
-            opens_parts: self.data.of_any(record.recipients.iter()).is_some(),
+            opens_parts: self.all.of_any(record.recipients.iter()).is_some(),
             identities: self.all.clone(),
         }))
     }

@@ -15,6 +15,14 @@ pub(crate) const BACKUPS: &str = "backups/";
 const HEAD: &str = "head.json";
 const MANIFEST_MARK: &str = ".manifest.json.zst";
 
+/// What the keys of encrypted objects end in.
+pub(crate) const ENCRYPTED_SUFFIX: &str = ".age";
+
+/// The folder of one epoch, with a slash at its end.
+pub(crate) fn epoch(epoch: &EpochId) -> String {
+    format!("{EPOCHS}{epoch}/")
+}
+
 pub(crate) fn epoch_record(epoch: &EpochId) -> String {
     format!("{EPOCHS}{epoch}/epoch.json")
 }
@@ -85,7 +93,7 @@ mod tests {
     fn keys_read_back() {
         let epoch: EpochId = "20261101T010000Z-7h2mxq".parse().unwrap();
         let id: BackupId = "20261123T010000Z-k3f9qa".parse().unwrap();
-        let name = PartName { content: [0xab; 32], stored: [0x01; 32], run: id.tail() };
+        let name = PartName::new(&crate::repository::Keys::random(), [0xab; 32], [0x01; 32], id.tail());
         let key = part(&epoch, &name, &Protection::Clear);
         assert!(key.starts_with("epochs/20261101T010000Z-7h2mxq/parts/ab/abab"), "{key}");
         assert_eq!(part_name(&key, &epoch, &Protection::Clear), Some(name));

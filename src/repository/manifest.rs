@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{BackupId, EpochId, PartRef, Protection, RepositoryId, keys};
+use super::{BackupId, EpochId, PartRef, Protection, RepositoryId};
+use crate::crypt::hex;
 
 /// The longest manifest as JSON that is read, in bytes: about ten million parts.
 const MAX_MANIFEST: u64 = 2 * 1024 * 1024 * 1024;
@@ -68,7 +69,7 @@ impl Fingerprint {
 mod hex_u128 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    use super::keys;
+    use super::hex;
 
     pub(super) fn serialize<S: Serializer>(sum: &u128, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&format!("{sum:032x}"))
@@ -76,7 +77,7 @@ mod hex_u128 {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u128, D::Error> {
         let text = String::deserialize(from)?;
-        keys::from_hex(&text).map(u128::from_be_bytes).ok_or_else(|| D::Error::custom("not 32 hex digits"))
+        hex::decode(&text).map(u128::from_be_bytes).ok_or_else(|| D::Error::custom("not 32 hex digits"))
     }
 }
 

@@ -3,6 +3,7 @@
 //! The rules R1 to R11 are in DESIGN.md §4; code cites them by number. What this module must not do: decide what is backed
 //! up, talk to a source, or delete anything but the head of a backup whose second look failed (R1).
 
+mod belief;
 mod catalog;
 mod commit;
 mod epoch;
@@ -22,7 +23,7 @@ mod seal;
 pub use self::{
     catalog::{Catalog, CatalogEntry, Selector},
     commit::Commit,
-    epoch::{Epoch, EpochRecord, Protection},
+    epoch::{EarlierEpoch, Epoch, EpochRecord, Protection},
     error::{Locked, RepositoryError, Trust},
     head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, SnapshotState},
     id::{BackupId, EpochId, RepositoryId, RunTail},
@@ -30,7 +31,7 @@ pub use self::{
     keys::Keys,
     layout::FORMAT_VERSION,
     manifest::{Artifact, Cut, Fingerprint, Format, Manifest, SourceIdentity},
-    open::{InstallMark, Repository, tool},
+    open::{EpochRecords, InstallMark, Repository, tool},
     part::{MAX_PART, PartName, PartRef},
     reuse::{ReusableParts, Reuse, StoredPart},
 };

@@ -1,26 +1,30 @@
 //! A repository as a whole: created, opened, its epochs, heads and manifests read and checked.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     io::Read,
     sync::{Arc, Mutex, PoisonError},
 };
 
 use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Anchors, BackupId, Epoch, EpochId, EpochRecord, Head, HeadSource, Keyring, Keys, Locked, Manifest, RepositoryError,
-    RepositoryId, Trust,
+    Anchors, BackupId, EarlierEpoch, Epoch, EpochId, EpochRecord, Head, HeadSource, Keyring, Keys, Locked, Manifest,
+    RepositoryError, RepositoryId, Trust,
+    belief::{self, Belief, ReadRecord},
     error::must_exist,
-    keyring::Belief,
-    keys::{KeysRecord, to_hex},
+    keys::KeysRecord,
     layout::{self, FORMAT_VERSION},
-    seal::{self, Seal, SealError},
+    seal::{self, Seal, SealError, Sealer},
 };
-use crate::store::{Store, StoreErrorKind};
+use crate::{
+    crypt::hex,
+    store::{Store, StoreErrorKind},
+};
 
 /// `altlas.json`: says that a repository is here, and which.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,13 +45,97 @@ struct FormatOnly {
     format: u32,
 }
 
+/// Records read at once.
+const PARALLEL_READS: usize = 8;
+
+/// What is wrong with an epoch's record.
+#[derive(Clone, Debug)]
+enum RecordFault {
+    Trust(Trust),
+    Locked(Locked),
+}
+
+/// Every epoch's record, and what to think of each.
+#[derive(Debug)]
+pub struct EpochRecords {
+    good: BTreeMap<EpochId, ReadRecord>,
+    beliefs: BTreeMap<EpochId, Belief>,
+    faults: BTreeMap<EpochId, RecordFault>,
+}
+
+impl EpochRecords {
+    fn knows(&self, id: &EpochId) -> bool {
+        self.good.contains_key(id) || self.faults.contains_key(id)
+    }
+
+    fn believed(&self) -> impl Iterator<Item = &ReadRecord> {
+        self.good
+            .iter()
+            .filter(|(id, _)| matches!(self.beliefs.get(id), Some(Belief::Believed { .. })))
+            .map(|(_, read)| read)
+    }
+
+    /// The newest that is believed and had begun by `now`.
+    pub fn newest(&self, now: Timestamp) -> Option<&EpochRecord> {
+        self.believed().map(|read| &read.record).filter(|record| record.began <= now).max_by_key(|record| record.began)
+    }
+
+    /// Those that are encrypted, believed or not.
+    pub fn encrypted(&self) -> impl Iterator<Item = &EpochRecord> {
+        self.good.values().map(|read| &read.record).filter(|record| !record.recipients.is_empty())
+    }
+
+    /// What is wrong with the others, by epoch.
+    pub fn faults(&self) -> impl Iterator<Item = (&EpochId, String)> {
+        let of_records = self.faults.iter().map(|(id, fault)| match fault {
+            RecordFault::Trust(trust) => (id, trust.to_string()),
+            RecordFault::Locked(locked) => (id, locked.to_string()),
+        });
+        of_records.chain(self.beliefs.iter().filter_map(|(id, belief)| match belief {
+            Belief::Refused(locked) => Some((id, locked.to_string())),
+            _ => None,
+        }))
+    }
+
+    /// Why everything here is taken without proof of who made it, if it is.
+    pub fn unknown(&self) -> Option<Locked> {
+        self.beliefs.values().find_map(|belief| match belief {
+            Belief::Unknown { begun_by } => Some(Locked::Unknown { begun_by: begun_by.clone() }),
+            _ => None,
+        })
+    }
+
+    fn get(&self, id: &EpochId) -> Result<&ReadRecord, RepositoryError> {
+        match self.faults.get(id) {
+            Some(RecordFault::Trust(trust)) => return Err(trust.clone().into()),
+            Some(RecordFault::Locked(locked)) => return Err(locked.clone().into()),
+            None => {}
+        }
+        if let Some(Belief::Refused(locked)) = self.beliefs.get(id) {
+            return Err(locked.clone().into());
+        }
+        self.good.get(id).ok_or_else(|| Trust::Missing { object: layout::epoch_record(id) }.into())
+    }
+
+    /// When that epoch ended, if it had before a backup in it was started.
+    fn ended_before(&self, id: &EpochId, started: Timestamp) -> Option<Timestamp> {
+        match self.beliefs.get(id) {
+            Some(Belief::Believed { until }) if !belief::in_time(started, *until) => *until,
+            _ => None,
+        }
+    }
+}
+
 /// An open repository.
 pub struct Repository {
     store: Store,
     keyring: Keyring,
     mark: InstallMark,
     mark_digest: String,
+    /// Epochs that were opened.
     epochs: Mutex<HashMap<EpochId, Arc<Epoch>>>,
+    /// Every epoch's record, once they were read.
+    records: Mutex<Option<Arc<EpochRecords>>>,
 }
 
 /// Program and version, as written into records.
@@ -56,7 +144,7 @@ pub fn tool() -> String {
 }
 
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
-    to_hex(&Sha256::digest(bytes))
+    hex::encode(&Sha256::digest(bytes))
 }
 
 impl Repository {
@@ -86,7 +174,7 @@ impl Repository {
             created: store.now().await?,
             tool: tool(),
         };
-        let bytes = encode(layout::INSTALL_MARK, &mark, Seal::Digest)?;
+        let bytes = encode(layout::INSTALL_MARK, &mark, Sealer::Digest)?;
         match store.put_new(layout::INSTALL_MARK, bytes).await {
             // Somebody else was faster: theirs counts.
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
@@ -115,8 +203,21 @@ impl Repository {
             }
             Err(error) => return Err(must_exist(layout::INSTALL_MARK)(error)),
         };
-        let mark: InstallMark = decode(layout::INSTALL_MARK, &bytes, Seal::Digest)?;
-        Ok(Self { store, keyring, mark, mark_digest: sha256_hex(&bytes), epochs: Mutex::default() })
+        let mark: InstallMark = match decode(layout::INSTALL_MARK, &bytes, Seal::Digest) {
+            // Rule R10: not one object of it is touched.
+            Err(RepositoryError::Locked(Locked::Newer { object, found, known })) => {
+                return Err(RepositoryError::Newer { object, found, known });
+            }
+            other => other?,
+        };
+        Ok(Self {
+            store,
+            keyring,
+            mark,
+            mark_digest: sha256_hex(&bytes),
+            epochs: Mutex::default(),
+            records: Mutex::default(),
+        })
     }
 
     /// The store it is in.
@@ -148,117 +249,166 @@ impl Repository {
     ///
     /// # Errors
     /// `Locked::NoBeginner`, or what the store says.
-    pub async fn begin_epoch(&self, now: Timestamp, cut: String) -> Result<Arc<Epoch>, RepositoryError> {
-        let id = EpochId::new(now);
-        let record = EpochRecord {
+    pub async fn begin_epoch(&self, cut: String) -> Result<Arc<Epoch>, RepositoryError> {
+        let records = self.epoch_records().await?;
+        let vouch = |read: &ReadRecord| EarlierEpoch { epoch: read.record.epoch.clone(), sha256: read.digest.clone() };
+        let earlier = if self.keyring.encrypts() { records.believed().map(vouch).collect() } else { Vec::new() };
+        // Now and not when the run started: backups in an earlier epoch end with this time.
+        let began = self.store.now().await?;
+        let id = EpochId::new(began);
+        let mut record = EpochRecord {
             format: FORMAT_VERSION,
             repository: self.mark.repository.clone(),
             epoch: id.clone(),
-            began: now,
+            began,
             recipients: self.keyring.recipients().to_vec(),
             catalog_recipient: self.keyring.catalog_recipient().filter(|_| self.keyring.encrypts()).cloned(),
             cut,
+            keys: String::new(),
+            begun_by: None,
+            earlier,
         };
         let protection = self.keyring.protection(&record);
-        let (record_key, keys_key) = (layout::epoch_record(&id), layout::keys(&id, &protection));
-        let record_bytes = encode(&record_key, &record, Seal::Digest)?;
-        let record_digest = sha256_hex(&record_bytes);
-        let mut keys = Keys::random().to_record(FORMAT_VERSION, &self.mark.repository, &id, &record_digest);
-        if self.keyring.encrypts() {
-            keys.prove(self.keyring.beginner()?, record.readers()).map_err(|reader| RepositoryError::Encode {
-                object: keys_key.clone(),
-                what: format!("{reader} is no key that anyone holds"),
-            })?;
-        }
+        let keys_key = layout::keys(&id, &protection);
+        let keys = Keys::random().to_record(FORMAT_VERSION, &self.mark.repository, &id);
         let keys_bytes = protection
-            .wrap_record(encode(&keys_key, &keys, Seal::Digest)?.into())
+            .wrap_record(encode(&keys_key, &keys, Sealer::Digest)?.into())
             .map_err(|error| RepositoryError::Encode { object: keys_key.clone(), what: error.to_string() })?;
+        record.keys = sha256_hex(&keys_bytes);
+        let record_key = layout::epoch_record(&id);
+        let record_bytes = match self.keyring.encrypts() {
+            true => {
+                let beginner = self.keyring.beginner()?;
+                record.begun_by = Some(beginner.recipient().clone());
+                encode(&record_key, &record, Sealer::Identity(beginner))?
+            }
+            false => encode(&record_key, &record, Sealer::Digest)?,
+        };
         self.store.put_new(&keys_key, keys_bytes.into()).await?;
         self.store.put_new(&record_key, record_bytes).await?;
+        self.forget_records();
         // Read back, so that what later readers will see is what this run works with.
         self.epoch(&id).await
     }
 
-    /// The epochs that exist, by their folders. Not all need be whole.
+    fn forget_records(&self) {
+        *self.records.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Every epoch's record, and what to think of it; read once.
+    ///
+    /// # Errors
+    /// What the store says. A record that is missing, damaged or newer is part of the answer.
+    pub async fn epoch_records(&self) -> Result<Arc<EpochRecords>, RepositoryError> {
+        if let Some(records) = &*self.records.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(records.clone());
+        }
+        let ids: Vec<EpochId> =
+            self.store.list_dirs(layout::EPOCHS).await?.iter().filter_map(|name| name.parse().ok()).collect();
+        let read: Vec<(EpochId, Result<ReadRecord, RecordFault>)> = stream::iter(ids)
+            .map(async |id| match self.read_epoch_record(&id).await {
+                Ok(read) => Ok((id, Ok(read))),
+                Err(RepositoryError::Trust(trust)) => Ok((id, Err(RecordFault::Trust(trust)))),
+                Err(RepositoryError::Locked(locked)) => Ok((id, Err(RecordFault::Locked(locked)))),
+                Err(error) => Err(error),
+            })
+            .buffer_unordered(PARALLEL_READS)
+            .try_collect()
+            .await?;
+        let (mut good, mut faults) = (BTreeMap::new(), BTreeMap::new());
+        for (id, read) in read {
+            match read {
+                Ok(read) => drop(good.insert(id, read)),
+                Err(fault) => drop(faults.insert(id, fault)),
+            }
+        }
+        let beliefs = belief::believe(&good, &self.keyring);
+        let records = Arc::new(EpochRecords { good, beliefs, faults });
+        *self.records.lock().unwrap_or_else(PoisonError::into_inner) = Some(records.clone());
+        Ok(records)
+    }
+
+    /// An encrypted epoch, if there is one: also one whose record is gone, but for its keys.
     ///
     /// # Errors
     /// What the store says.
-    pub async fn epoch_ids(&self) -> Result<Vec<EpochId>, RepositoryError> {
-        Ok(self.store.list_dirs(layout::EPOCHS).await?.iter().filter_map(|name| name.parse().ok()).collect())
-    }
-
-    /// Reads and checks one epoch; kept for the life of this value.
-    ///
-    /// # Errors
-    /// What the store says, or what is wrong with `epoch.json` or the keys.
-    pub async fn epoch(&self, id: &EpochId) -> Result<Arc<Epoch>, RepositoryError> {
-        if let Some(epoch) = self.epochs.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
-            return Ok(epoch.clone());
+    pub async fn encrypted_epoch(&self) -> Result<Option<EpochId>, RepositoryError> {
+        let records = self.epoch_records().await?;
+        if let Some(record) = records.encrypted().next() {
+            return Ok(Some(record.epoch.clone()));
         }
-        let (record, record_digest) = self.epoch_record(id).await?;
-        let record_key = layout::epoch_record(id);
-        if record.recipients.is_empty() && self.keyring.encrypts() {
-            return Err(Locked::InClear { object: record_key }.into());
-        }
-        let protection = self.keyring.protection(&record);
-        let keys_key = layout::keys(id, &protection);
-        let opener = self.keyring.opener(&record);
-        if !record.recipients.is_empty() && opener.is_none() {
-            return Err(Locked::NoIdentity { object: keys_key, readers: record.readers().cloned().collect() }.into());
-        }
-        let stored = self.store.get(&keys_key).await.map_err(must_exist(&keys_key))?;
-        let mut bytes = Vec::new();
-        let mut clear = protection.unwrap(&stored).map_err(|error| Trust::damaged(&keys_key, error))?;
-        clear
-            .read_to_end(&mut bytes)
-            .map_err(|error| Trust::damaged(&keys_key, format!("does not decrypt: {error}")))?;
-        drop(clear);
-        let keys_record: KeysRecord = decode(&keys_key, &bytes, Seal::Digest)?;
-        self.belongs(&keys_key, &keys_record.repository)?;
-        if keys_record.epoch != *id {
-            return Err(Trust::damaged(&keys_key, format!("holds the keys of epoch {}", keys_record.epoch)).into());
-        }
-        if keys_record.epoch_record != record_digest {
-            return Err(Trust::damaged(&record_key, "is not the record that the epoch's keys were made with").into());
-        }
-        let mut unknown_beginner = None;
-        if let Some(opener) = opener {
-            let begun_by = keys_record.proven_beginner(opener).map_err(|what| Trust::damaged(&keys_key, what))?;
-            match self.keyring.belief(begun_by) {
-                Belief::Known => {}
-                Belief::Unasked => unknown_beginner = Some(begun_by.clone()),
-                Belief::Stranger => {
-                    return Err(Locked::Stranger { object: keys_key, begun_by: begun_by.clone() }.into());
-                }
+        for id in records.faults.keys() {
+            let mut found = false;
+            self.store
+                .list(&layout::epoch(id), &mut |info| found |= info.key.ends_with(layout::ENCRYPTED_SUFFIX))
+                .await?;
+            if found {
+                return Ok(Some(id.clone()));
             }
         }
-        let keys = Keys::from_record(&keys_record).ok_or_else(|| Trust::damaged(&keys_key, "holds no usable keys"))?;
-        let epoch = Arc::new(Epoch {
-            record,
-            keys,
-            protection,
-            unknown_beginner,
-            record_digest,
-            keys_digest: sha256_hex(&stored),
-        });
-        self.epochs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), epoch.clone());
-        Ok(epoch)
+        Ok(None)
     }
 
-    /// Reads one epoch's record, which is in clear, and the SHA-256 of its object. Its digest proves it whole, not true: only
-    /// the epoch's keys do that.
-    ///
-    /// # Errors
-    /// What the store says, or what is wrong with `epoch.json`.
-    pub async fn epoch_record(&self, id: &EpochId) -> Result<(EpochRecord, String), RepositoryError> {
+    /// One record, whose seal holds: a digest, or the signature of whoever it says began the epoch.
+    async fn read_epoch_record(&self, id: &EpochId) -> Result<ReadRecord, RepositoryError> {
         let key = layout::epoch_record(id);
         let bytes = self.store.get(&key).await.map_err(must_exist(&key))?;
-        let record: EpochRecord = decode(&key, &bytes, Seal::Digest)?;
+        let told: EpochRecord = match seal::peek(&bytes) {
+            Ok(told) => told,
+            Err(error) => return Err(newer_claim(&key, &bytes).unwrap_or_else(|| Trust::damaged(&key, error).into())),
+        };
+        let how = match (&told.begun_by, told.recipients.is_empty()) {
+            (None, true) => Seal::Digest,
+            (Some(begun_by), false) => Seal::Signature(begun_by),
+            _ => return Err(Trust::damaged(&key, "does not say who began the epoch, or for whom").into()),
+        };
+        let record: EpochRecord = decode(&key, &bytes, how)?;
         self.belongs(&key, &record.repository)?;
         if record.epoch != *id {
             return Err(Trust::damaged(&key, format!("is the record of epoch {}", record.epoch)).into());
         }
-        Ok((record, sha256_hex(&bytes)))
+        Ok(ReadRecord { record, digest: sha256_hex(&bytes) })
+    }
+
+    /// Opens one epoch that is believed; kept for the life of this value.
+    ///
+    /// # Errors
+    /// What the store says, what is wrong with `epoch.json` or the keys, or why they cannot be opened or believed here.
+    pub async fn epoch(&self, id: &EpochId) -> Result<Arc<Epoch>, RepositoryError> {
+        if let Some(epoch) = self.epochs.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+            return Ok(epoch.clone());
+        }
+        let mut records = self.epoch_records().await?;
+        if !records.knows(id) {
+            // Begun since they were read.
+            self.forget_records();
+            records = self.epoch_records().await?;
+        }
+        let read = records.get(id)?;
+        let record = read.record.clone();
+        let protection = self.keyring.protection(&record);
+        let key = layout::keys(id, &protection);
+        if !record.recipients.is_empty() && self.keyring.opener(&record).is_none() {
+            return Err(Locked::NoIdentity { object: key, readers: record.readers().cloned().collect() }.into());
+        }
+        let stored = self.store.get(&key).await.map_err(must_exist(&key))?;
+        let keys_digest = sha256_hex(&stored);
+        if keys_digest != record.keys {
+            return Err(Trust::damaged(&key, "does not match the SHA-256 in the epoch's record").into());
+        }
+        let mut bytes = Vec::new();
+        let mut clear = protection.unwrap(&stored).map_err(|error| Trust::damaged(&key, error))?;
+        clear.read_to_end(&mut bytes).map_err(|error| Trust::damaged(&key, format!("does not decrypt: {error}")))?;
+        drop(clear);
+        let keys_record: KeysRecord = decode(&key, &bytes, Seal::Digest)?;
+        self.belongs(&key, &keys_record.repository)?;
+        if keys_record.epoch != *id {
+            return Err(Trust::damaged(&key, format!("holds the keys of epoch {}", keys_record.epoch)).into());
+        }
+        let keys = Keys::from_record(&keys_record).ok_or_else(|| Trust::damaged(&key, "holds no usable keys"))?;
+        let epoch = Arc::new(Epoch { record, keys, protection, record_digest: read.digest.clone(), keys_digest });
+        self.epochs.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), epoch.clone());
+        Ok(epoch)
     }
 
     /// Reads and checks one head, with everything it stands on.
@@ -271,17 +421,14 @@ impl Repository {
         let told: Head = match seal::peek::<Head>(&bytes) {
             Ok(head) => head,
             // A newer version's head may not read as ours; its version still does.
-            Err(error) => {
-                let newer = seal::peek::<FormatOnly>(&bytes).is_ok_and(|record| record.format > FORMAT_VERSION);
-                return Err(if newer { newer_than_known(&key, &bytes) } else { Trust::damaged(&key, error).into() });
-            }
+            Err(error) => return Err(newer_claim(&key, &bytes).unwrap_or_else(|| Trust::damaged(&key, error).into())),
         };
         let epoch = match self.epoch(&told.epoch).await {
             Ok(epoch) => epoch,
             // The name of the epoch is not to be trusted before the MAC is checked, and the MAC needs the epoch.
             Err(RepositoryError::Trust(Trust::Missing { object })) => {
                 let mut anything = false;
-                self.store.list(&format!("{}{}/", layout::EPOCHS, told.epoch), &mut |_| anything = true).await?;
+                self.store.list(&layout::epoch(&told.epoch), &mut |_| anything = true).await?;
                 return Err(match anything {
                     true => Trust::Missing { object },
                     false => Trust::damaged(&key, format!("names epoch {}, of which nothing is there", told.epoch)),
@@ -291,10 +438,13 @@ impl Repository {
             Err(error) => return Err(error),
         };
         seal::check(&bytes, Seal::Mac(epoch.keys.mac_key())).map_err(|error| Trust::damaged(&key, error))?;
-        if told.format > FORMAT_VERSION {
-            return Err(newer_than_known(&key, &bytes));
+        if let Some(newer) = newer_claim(&key, &bytes) {
+            return Err(newer);
         }
         self.belongs(&key, &told.repository)?;
+        if let Some(ended) = self.epoch_records().await?.ended_before(&told.epoch, told.started) {
+            return Err(Locked::AfterEnd { object: key, started: told.started, ended }.into());
+        }
         if told.backup != *id {
             return Err(Trust::damaged(&key, format!("is the head of backup {}", told.backup)).into());
         }
@@ -324,7 +474,13 @@ impl Repository {
             });
         };
         let key = layout::manifest(&head.backup, &source.name, &epoch.protection);
-        let bytes = self.store.get(&key).await.map_err(must_exist(&key))?;
+        let bytes = match self.store.get_at_most(&key, digest.bytes).await {
+            Err(error) if error.kind == StoreErrorKind::TooLarge => {
+                let what = format!("is longer than the {} bytes that its head says", digest.bytes);
+                return Err(Trust::damaged(&key, what).into());
+            }
+            other => other.map_err(must_exist(&key))?,
+        };
         if bytes.len() as u64 != digest.bytes {
             let what = format!("is {} bytes long; its head says {}", bytes.len(), digest.bytes);
             return Err(Trust::damaged(&key, what).into());
@@ -332,7 +488,11 @@ impl Repository {
         if sha256_hex(&bytes) != digest.sha256 {
             return Err(Trust::damaged(&key, "does not match the SHA-256 in its head").into());
         }
-        let manifest = Manifest::decode(&epoch.protection, &bytes).map_err(|what| Trust::damaged(&key, what))?;
+        let protection = epoch.protection.clone();
+        let manifest = tokio::task::spawn_blocking(move || Manifest::decode(&protection, &bytes))
+            .await
+            .unwrap_or_else(|_| Err("was not read to its end".to_owned()))
+            .map_err(|what| Trust::damaged(&key, what))?;
         if manifest.format > FORMAT_VERSION {
             return Err(RepositoryError::Newer { object: key, found: manifest.format, known: FORMAT_VERSION });
         }
@@ -352,14 +512,17 @@ impl Repository {
     }
 }
 
-fn newer_than_known(key: &str, bytes: &[u8]) -> RepositoryError {
-    let found = seal::peek::<FormatOnly>(bytes).map_or(0, |record| record.format);
-    RepositoryError::Newer { object: key.to_owned(), found, known: FORMAT_VERSION }
+/// The error for a record that says it is of a newer version. Nothing proves that it is one: it stops who wants that record, and
+/// nobody else.
+fn newer_claim(key: &str, bytes: &[u8]) -> Option<RepositoryError> {
+    let found = seal::peek::<FormatOnly>(bytes).ok()?.format;
+    let newer = || Locked::Newer { object: key.to_owned(), found, known: FORMAT_VERSION }.into();
+    (found > FORMAT_VERSION).then(newer)
 }
 
 /// Seals a record for the store.
-pub(crate) fn encode<T: Serialize>(key: &str, record: &T, how: Seal<'_>) -> Result<Bytes, RepositoryError> {
-    match seal::seal(record, how) {
+pub(crate) fn encode<T: Serialize>(key: &str, record: &T, by: Sealer<'_>) -> Result<Bytes, RepositoryError> {
+    match seal::seal(record, by) {
         Ok(bytes) => Ok(bytes.into()),
         Err(error) => Err(RepositoryError::Encode { object: key.to_owned(), what: error.to_string() }),
     }
@@ -370,9 +533,8 @@ pub(crate) fn encode<T: Serialize>(key: &str, record: &T, how: Seal<'_>) -> Resu
 fn decode<T: serde::de::DeserializeOwned>(key: &str, bytes: &[u8], how: Seal<'_>) -> Result<T, RepositoryError> {
     let damaged = |error: SealError| Trust::damaged(key, error);
     seal::check(bytes, how).map_err(damaged)?;
-    let record: FormatOnly = seal::peek(bytes).map_err(damaged)?;
-    if record.format > FORMAT_VERSION {
-        return Err(newer_than_known(key, bytes));
+    if let Some(newer) = newer_claim(key, bytes) {
+        return Err(newer);
     }
     Ok(seal::open(bytes, how).map_err(damaged)?)
 }

@@ -4,12 +4,13 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{RunTail, keys};
+use super::{Keys, RunTail};
+use crate::crypt::hex;
 
 /// The longest plaintext of one part, in bytes. A longer row is continued over several parts.
 pub const MAX_PART: u64 = 32 * 1024 * 1024;
 
-/// A part's name: `<content hash>.<stored SHA-256>.<run>`, both hashes as 64 lower-case hex digits.
+/// A part's name: `<content hash>.<stored SHA-256>.<run>.<tag>`, in lower-case hex but for the run.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PartName {
@@ -19,11 +20,27 @@ pub struct PartName {
     pub stored: [u8; 32],
     /// The run that wrote it.
     pub run: RunTail,
+    /// Shows that the holder of the epoch's keys gave this name.
+    tag: [u8; 8],
+}
+
+impl PartName {
+    /// The name of a part of the epoch with these keys.
+    pub fn new(keys: &Keys, content: [u8; 32], stored: [u8; 32], run: RunTail) -> Self {
+        let tag = keys.part_tag(&content, &stored, &run);
+        Self { content, stored, run, tag }
+    }
+
+    /// Was the name given by someone who holds these keys?
+    pub fn is_of(&self, keys: &Keys) -> bool {
+        self.tag == keys.part_tag(&self.content, &self.stored, &self.run)
+    }
 }
 
 impl fmt::Display for PartName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}", keys::to_hex(&self.content), keys::to_hex(&self.stored), self.run)
+        let (content, stored) = (hex::encode(&self.content), hex::encode(&self.stored));
+        write!(f, "{content}.{stored}.{}.{}", self.run, hex::encode(&self.tag))
     }
 }
 
@@ -37,13 +54,14 @@ impl FromStr for PartName {
     type Err = &'static str;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const BAD: &str = "not a part's name";
-        let mut pieces = text.splitn(3, '.');
+        let mut pieces = text.splitn(4, '.');
         let mut piece = || pieces.next().ok_or(BAD);
-        let (content, stored, run) = (piece()?, piece()?, piece()?);
+        let (content, stored, run, tag) = (piece()?, piece()?, piece()?, piece()?);
         Ok(Self {
-            content: keys::from_hex(content).ok_or(BAD)?,
-            stored: keys::from_hex(stored).ok_or(BAD)?,
+            content: hex::decode(content).ok_or(BAD)?,
+            stored: hex::decode(stored).ok_or(BAD)?,
             run: run.parse().map_err(|_| BAD)?,
+            tag: hex::decode(tag).ok_or(BAD)?,
         })
     }
 }
@@ -84,10 +102,13 @@ mod tests {
 
     #[test]
     fn a_name_reads_back_and_nothing_else_does() {
-        let name = PartName { content: [0xab; 32], stored: [0x01; 32], run: "k3f9qa".parse().unwrap() };
+        let keys = Keys::random();
+        let name = PartName::new(&keys, [0xab; 32], [0x01; 32], "k3f9qa".parse().unwrap());
         let text = name.to_string();
-        assert_eq!(text.len(), 64 + 1 + 64 + 1 + 6);
+        assert_eq!(text.len(), 64 + 1 + 64 + 1 + 6 + 1 + 16);
         assert_eq!(text.parse::<PartName>().unwrap(), name);
+        assert!(name.is_of(&keys) && !name.is_of(&Keys::random()));
+        assert!(!PartName { stored: [0x02; 32], ..name.clone() }.is_of(&keys));
         for bad in [&text[1..], &text.to_uppercase(), &text.replace('.', "/"), &format!("{text}.zst"), ""] {
             assert!(bad.parse::<PartName>().is_err(), "{bad}");
         }

@@ -5,13 +5,16 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Catalog, Epoch, PartName, Repository, RepositoryError, layout};
 
 /// Manifests read a source, newest first. What only an older one names was dropped by the three newer ones and is rarely wanted
 /// again; reading a month of manifests would cost more than storing such a part twice.
 const MANIFESTS_PER_SOURCE: usize = 3;
+
+/// What the clocks of a store's machines may differ.
+const TOLERANCE: SignedDuration = SignedDuration::from_mins(1);
 
 /// A part in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,12 +79,18 @@ impl ReusableParts {
             }
         }
         let mut found = Self::default();
-        let mut untrusted = HashSet::new();
+        let (mut untrusted, mut strangers) = (HashSet::new(), 0_u64);
         repository
             .store()
             .list(&layout::parts(epoch.id()), &mut |info| {
                 let Some(name) = layout::part_name(&info.key, epoch.id(), &epoch.protection) else { return };
-                let age = Duration::try_from(now.duration_since(info.last_modified)).unwrap_or_default();
+                // What somebody else named is not a part.
+                if !name.is_of(&epoch.keys) {
+                    return strangers += 1;
+                }
+                // A time in the future is no age: as good as too old.
+                let age =
+                    Duration::try_from(now.duration_since(info.last_modified) + TOLERANCE).unwrap_or(Duration::MAX);
                 match may_reuse(named.get(&name).copied(), info.size, age, grace) {
                     Some(reuse) => found.add(StoredPart { name, stored: info.size }, reuse),
                     None if named.contains_key(&name) => drop(untrusted.insert(info.key)),
@@ -89,6 +98,10 @@ impl ReusableParts {
                 }
             })
             .await?;
+        if strangers > 0 {
+            let objects = crate::report::count(strangers, "object");
+            tracing::warn!("{objects} among the parts of epoch {} were not written by this program", epoch.id());
+        }
         for key in untrusted {
             tracing::warn!("{key} has another size than its manifest says; it will not be reused");
         }

@@ -1,22 +1,38 @@
-//! Clear JSON records that prove themselves: the last field is a digest, or a MAC, over every byte before it.
+//! Clear JSON records that prove themselves: the last field is a digest, a MAC or a signature over every byte before it.
 //!
 //! A sealed record is a JSON object, so that `jq` reads it, whose last line is `"blake3": "<64 hex>"` (a plain BLAKE3, against
-//! accidents) or `"mac": "<64 hex>"` (BLAKE3 keyed with the epoch's MAC key). The hash covers a context string and all bytes up
-//! to and with the quote that opens the hex; what follows it is fixed. No byte of the object is outside of the check.
+//! accidents), `"mac": "<64 hex>"` (BLAKE3 keyed with the epoch's MAC key) or `"signature": "<128 hex>"` (by an age key). It covers
+//! a context string and all bytes up to and with the quote that opens the hex; what follows it is fixed. No byte of the object is
+//! outside of the check.
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::crypt::{self, Identity, Recipient, Signature, hex};
+
 /// What follows the hex digits.
 const TAIL: &[u8] = b"\"\n}\n";
-const HEX: usize = 64;
+const CONTEXT: &[u8] = b"altlas-backup sealed record 1\0";
 
 /// How a record is sealed.
+#[derive(Clone, Copy)]
+pub(crate) enum Sealer<'a> {
+    /// By a plain digest.
+    Digest,
+    /// By a MAC under this key.
+    Mac(&'a [u8; 32]),
+    /// By this identity's signature.
+    Identity(&'a Identity),
+}
+
+/// What a record's seal must be.
 #[derive(Clone, Copy)]
 pub(crate) enum Seal<'a> {
     /// A plain digest: finds damage, not forgery.
     Digest,
     /// A MAC under this key.
     Mac(&'a [u8; 32]),
+    /// A signature by the holder of this key.
+    Signature(&'a Recipient),
 }
 
 /// Why a record was not believed. Lower-case fragments that follow the object's name.
@@ -32,31 +48,52 @@ pub(crate) enum SealError {
     NotJson(String),
 }
 
+const DIGEST: &str = "blake3";
+const MAC: &str = "mac";
+const SIGNATURE: &str = "signature";
+
 impl Seal<'_> {
     fn field(self) -> &'static str {
         match self {
-            Seal::Digest => "blake3",
-            Seal::Mac(_) => "mac",
+            Seal::Digest => DIGEST,
+            Seal::Mac(_) => MAC,
+            Seal::Signature(_) => SIGNATURE,
         }
     }
 
-    fn hash(self, covered: &[u8]) -> blake3::Hash {
-        let mut hasher = match self {
-            Seal::Digest => blake3::Hasher::new(),
-            Seal::Mac(key) => blake3::Hasher::new_keyed(key),
-        };
-        hasher.update(b"altlas-backup sealed record 1\0").update(covered).finalize()
+    fn digits(self) -> usize {
+        match self {
+            Seal::Digest | Seal::Mac(_) => 64,
+            Seal::Signature(_) => Signature::DIGITS,
+        }
     }
 }
 
+fn digest(covered: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update(CONTEXT).update(covered).finalize()
+}
+
+fn mac(key: &[u8; 32], covered: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new_keyed(key).update(CONTEXT).update(covered).finalize()
+}
+
 /// Writes `record` (a struct) as sealed JSON.
-pub(crate) fn seal<T: Serialize>(record: &T, seal: Seal<'_>) -> Result<Vec<u8>, serde_json::Error> {
+pub(crate) fn seal<T: Serialize>(record: &T, by: Sealer<'_>) -> Result<Vec<u8>, serde_json::Error> {
+    let field = match by {
+        Sealer::Digest => DIGEST,
+        Sealer::Mac(_) => MAC,
+        Sealer::Identity(_) => SIGNATURE,
+    };
     let mut text = serde_json::to_vec_pretty(record)?;
     // `to_vec_pretty` ends an object with "\n}"; the seal becomes its last field.
     text.truncate(text.len().saturating_sub(2));
-    text.extend_from_slice(format!(",\n  \"{}\": \"", seal.field()).as_bytes());
-    let hash = seal.hash(&text);
-    text.extend_from_slice(hash.to_hex().as_bytes());
+    text.extend_from_slice(format!(",\n  \"{field}\": \"").as_bytes());
+    let hex = match by {
+        Sealer::Digest => digest(&text).to_string(),
+        Sealer::Mac(key) => mac(key, &text).to_string(),
+        Sealer::Identity(identity) => crypt::sign(identity, &[CONTEXT, &text].concat()).to_string(),
+    };
+    text.extend_from_slice(hex.as_bytes());
     text.extend_from_slice(TAIL);
     Ok(text)
 }
@@ -66,21 +103,23 @@ pub(crate) fn check(bytes: &[u8], seal: Seal<'_>) -> Result<(), SealError> {
     if bytes.is_empty() {
         return Err(SealError::Empty);
     }
-    let covered_len = bytes.len().checked_sub(HEX + TAIL.len()).ok_or(SealError::NotSealed)?;
+    let covered_len = bytes.len().checked_sub(seal.digits() + TAIL.len()).ok_or(SealError::NotSealed)?;
     let (covered, rest) = bytes.split_at(covered_len);
-    let (hex, tail) = rest.split_at(HEX);
+    let (told, tail) = rest.split_at(seal.digits());
     if tail != TAIL || !covered.ends_with(format!("\"{}\": \"", seal.field()).as_bytes()) {
         return Err(SealError::NotSealed);
     }
-    // Compared as text, so that upper-case hex is damage too. `blake3::Hash` compares in constant time.
-    if hex.iter().any(u8::is_ascii_uppercase) {
-        return Err(SealError::Mismatch(seal.field()));
-    }
-    let told = std::str::from_utf8(hex).ok().and_then(|hex| blake3::Hash::from_hex(hex).ok());
-    if told != Some(seal.hash(covered)) {
-        return Err(SealError::Mismatch(seal.field()));
-    }
-    Ok(())
+    // Lower-case digits only: upper case is damage too.
+    let told = std::str::from_utf8(told).unwrap_or_default();
+    let holds = match seal {
+        // `blake3::Hash` compares in constant time.
+        Seal::Digest => hex::decode(told).is_some_and(|told| blake3::Hash::from_bytes(told) == digest(covered)),
+        Seal::Mac(key) => hex::decode(told).is_some_and(|told| blake3::Hash::from_bytes(told) == mac(key, covered)),
+        Seal::Signature(signer) => {
+            Signature::from_hex(told).is_some_and(|told| crypt::signed(signer, &[CONTEXT, covered].concat(), &told))
+        }
+    };
+    if holds { Ok(()) } else { Err(SealError::Mismatch(seal.field())) }
 }
 
 /// Reads the record without looking at its seal: for the fields that say which key the seal needs.
@@ -111,8 +150,13 @@ mod tests {
     #[test]
     fn every_changed_or_missing_byte_is_noticed() {
         let record = Record { format: 1, name: "alt-las".into() };
-        for how in [Seal::Digest, Seal::Mac(&[7; 32])] {
-            let good = seal(&record, how).unwrap();
+        let identity = Identity::generate();
+        for (by, how) in [
+            (Sealer::Digest, Seal::Digest),
+            (Sealer::Mac(&[7; 32]), Seal::Mac(&[7; 32])),
+            (Sealer::Identity(&identity), Seal::Signature(identity.recipient())),
+        ] {
+            let good = seal(&record, by).unwrap();
             assert_eq!(open::<Record>(&good, how).unwrap(), record);
             assert!(serde_json::from_slice::<serde_json::Value>(&good).is_ok(), "still JSON");
             for at in 0..good.len() {
@@ -130,10 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn a_seal_under_another_key_or_of_the_other_kind_is_refused() {
+    fn a_seal_under_another_key_or_of_another_kind_is_refused() {
         let record = Record { format: 1, name: "alt-las".into() };
-        let good = seal(&record, Seal::Mac(&[7; 32])).unwrap();
+        let good = seal(&record, Sealer::Mac(&[7; 32])).unwrap();
+        let (ours, other) = (Identity::generate(), Identity::generate());
         assert_eq!(check(&good, Seal::Mac(&[8; 32])), Err(SealError::Mismatch("mac")));
         assert_eq!(check(&good, Seal::Digest), Err(SealError::NotSealed));
+        assert_eq!(check(&good, Seal::Signature(ours.recipient())), Err(SealError::NotSealed));
+        let good = seal(&record, Sealer::Identity(&ours)).unwrap();
+        assert_eq!(check(&good, Seal::Signature(other.recipient())), Err(SealError::Mismatch("signature")));
     }
 }

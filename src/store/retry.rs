@@ -136,11 +136,16 @@ impl Store {
     /// A body that breaks or stands still is continued where it broke while the object stays the same.
     /// Errors: `NotFound`; `TooLarge` above [`MAX_OBJECT`]; `Truncated` where it never came whole.
     pub async fn get(&self, key: &str) -> Result<Bytes, StoreError> {
+        self.get_at_most(key, MAX_OBJECT).await
+    }
+
+    /// Like [`Store::get`]; `TooLarge` above `most` bytes, of which none is then read.
+    pub async fn get_at_most(&self, key: &str, most: u64) -> Result<Bytes, StoreError> {
         check_key("get", key)?;
         let mut partial = Partial::default();
         let mut attempt = 1;
         loop {
-            match self.read_on(key, &mut partial).await {
+            match self.read_on(key, most, &mut partial).await {
                 Ok(()) => return Ok(partial.bytes.freeze()),
                 Err(error) => self.pause_or_give_up(error, attempt).await?,
             }
@@ -310,7 +315,7 @@ impl Store {
     /// One look at what is under `key`.
     async fn settle(&self, key: &str, body: &Bytes) -> Result<Settled, StoreError> {
         let mut partial = Partial::default();
-        match self.read_on(key, &mut partial).await {
+        match self.read_on(key, MAX_OBJECT, &mut partial).await {
             Ok(()) if partial.bytes == body => Ok(Settled::Ours),
             Ok(()) => Ok(Settled::Theirs),
             Err(error) if error.kind == StoreErrorKind::NotFound => Ok(Settled::Absent),
@@ -320,7 +325,7 @@ impl Store {
     }
 
     /// One attempt at the rest of a body. On an error `partial` holds what may be continued, or nothing.
-    async fn read_on(&self, key: &str, partial: &mut Partial) -> Result<(), StoreError> {
+    async fn read_on(&self, key: &str, most: u64, partial: &mut Partial) -> Result<(), StoreError> {
         let deadline = Instant::now() + self.policy.body_timeout;
         let offset = partial.bytes.len() as u64;
         let opening = self.within(self.policy.call_timeout, "get", key, self.backend.get(key, offset)).await;
@@ -334,8 +339,8 @@ impl Store {
                 return Err(error);
             }
         };
-        if object.size > MAX_OBJECT {
-            let detail = format!("{} bytes are more than the {MAX_OBJECT} an object may have", object.size);
+        if object.size > most {
+            let detail = format!("{} bytes are more than the {most} it may have", object.size);
             return Err(self.error(StoreErrorKind::TooLarge, "get", key, detail));
         }
         if offset > 0 && (object.tag.is_empty() || object.tag != partial.tag || object.size != partial.size) {

@@ -62,8 +62,18 @@ fn version_in(text: &str) -> Option<(u32, String)> {
     Some((digits.parse().ok()?, version.to_owned()))
 }
 
+/// A program with no environment but where to find others: ours may hold secrets.
+fn bare(path: &Path) -> Command {
+    let mut command = Command::new(path);
+    command.env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    if let Some(path) = std::env::var_os("PATH") {
+        command.env("PATH", path);
+    }
+    command
+}
+
 async fn version_of(path: &Path) -> Option<(u32, String)> {
-    let run = Command::new(path).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
+    let run = bare(path).arg("--version").output();
     let output = tokio::time::timeout(std::time::Duration::from_secs(20), run).await.ok()?.ok()?;
     version_in(&String::from_utf8_lossy(&output.stdout))
 }
@@ -113,8 +123,7 @@ impl Tools {
     /// Does this `pg_dump` take a key for `\\restrict`?
     pub(super) async fn knows_restrict_key(&self) -> Result<bool, PostgresError> {
         let failed = |error: std::io::Error| PostgresError::Run { program: "pg_dump", detail: error.to_string() };
-        let mut help = Command::new(self.folder.join("pg_dump"));
-        let output = help.arg("--help").stdin(Stdio::null()).kill_on_drop(true).output().await.map_err(failed)?;
+        let output = bare(&self.folder.join("pg_dump")).arg("--help").output().await.map_err(failed)?;
         Ok(String::from_utf8_lossy(&output.stdout).contains("--restrict-key"))
     }
 
