@@ -185,7 +185,7 @@ async fn epochs(repository: &Repository, now: Timestamp, findings: &mut Vec<Find
     }
     let locked = |level, locked: &Locked| Finding { level, text: locked.to_string(), hint: Some(locked.hint()) };
     if let Some(unknown) = records.unknown() {
-        findings.push(locked(Level::Problem, &unknown));
+        findings.push(locked(Level::Warning, &unknown));
     }
     if !keyring.encrypts() {
         if let Some(epoch) = repository.encrypted_epoch().await? {
@@ -248,14 +248,21 @@ async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<()
         }
         None => findings.push(finding(Level::Warning, "there is no backup that can be read here".to_owned())),
     }
-    for entry in &catalog.entries {
+    // A backup in clear that is newer than an encrypted one was not made before encryption was switched on.
+    let oldest_good = catalog.entries.iter().rposition(|entry| matches!(entry, CatalogEntry::Good(_)));
+    for (place, entry) in catalog.entries.iter().enumerate() {
         match entry {
             CatalogEntry::Good(_) => {}
             CatalogEntry::Damaged { id, trust } => {
                 findings.push(finding(Level::Problem, format!("backup {id} cannot be trusted: {trust}")));
             }
             CatalogEntry::Locked { id, locked } => findings.push(Finding {
-                level: if is_forgery(locked) { Level::Problem } else { Level::Warning },
+                level: match locked {
+                    Locked::InClear { .. } if oldest_good.is_none_or(|oldest| place > oldest) => Level::Warning,
+                    Locked::InClear { .. } => Level::Problem,
+                    _ if is_forgery(locked) => Level::Problem,
+                    _ => Level::Warning,
+                },
                 text: format!("backup {id} is locked: {locked}"),
                 hint: Some(locked.hint()),
             }),

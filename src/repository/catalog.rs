@@ -167,16 +167,20 @@ impl Catalog {
         let none = |wanted: &str| RepositoryError::NoSuchBackup { wanted: wanted.to_owned(), url: url.to_owned() };
         match selector {
             Selector::Latest => {
-                let good = self.entries.iter().find_map(|entry| match entry {
-                    CatalogEntry::Good(head) if holds(head, sources) => Some(&**head),
-                    _ => None,
-                });
-                // Where all that there is cannot be opened, that is the answer, and not that there is none.
-                let locked = self.entries.iter().find_map(|entry| match entry {
-                    CatalogEntry::Locked { locked, .. } => Some(locked.clone()),
-                    _ => None,
-                });
-                good.ok_or_else(|| locked.map_or_else(|| none("that is complete"), RepositoryError::from))
+                let mut passed: Option<&Locked> = None;
+                for entry in &self.entries {
+                    match entry {
+                        CatalogEntry::Good(head) if holds(head, sources) => return Ok(&**head),
+                        // One of ours, for which a key is missing: an older one is not what is meant.
+                        CatalogEntry::Locked { locked: locked @ Locked::NoIdentity { .. }, .. } => {
+                            return Err(locked.clone().into());
+                        }
+                        CatalogEntry::Locked { locked, .. } => passed = passed.or(Some(locked)),
+                        _ => {}
+                    }
+                }
+                // Where all that there is cannot be believed, that is the answer, and not that there is none.
+                Err(passed.map_or_else(|| none("that is complete"), |locked| locked.clone().into()))
             }
             // Evidence of verifications comes with `verify --level restore`; until then there is none to believe.
             Selector::LatestVerified => Err(none("that is verified")),

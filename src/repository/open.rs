@@ -97,10 +97,11 @@ impl EpochRecords {
         }))
     }
 
-    /// Why everything here is taken without proof of who made it, if it is.
+    /// Where nothing that is configured says who makes backups: whose there are.
     pub fn unknown(&self) -> Option<Locked> {
         self.beliefs.values().find_map(|belief| match belief {
             Belief::Unknown { begun_by } => Some(Locked::Unknown { begun_by: begun_by.clone() }),
+            Belief::Refused(several @ Locked::SeveralBeginners { .. }) => Some(several.clone()),
             _ => None,
         })
     }

@@ -14,6 +14,7 @@ use rand::{Rng, rngs::StdRng, seq::IndexedRandom};
 use crate::support::{
     binary::{Output, Run},
     library::{Library, exit_code},
+    mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     proxy::{Action, HttpProxy},
     s3::{BlockingS3, S3Kind},
@@ -25,8 +26,22 @@ use crate::support::{
 const FLIPS: usize = 200;
 const VERDICT_FAILED: u8 = exit::VERDICT_FAILED;
 
+in_both_modes! {
+    verify_names_whatever_is_changed_cut_emptied_or_gone,
+    verify_tells_people_which_object_backup_source_and_table,
+    restore_does_not_begin_where_something_is_missing_or_of_another_size,
+    restore_of_a_flipped_part_leaves_the_old_state_and_no_half,
+    a_backup_does_not_reuse_a_part_of_another_size,
+    a_backup_does_not_reuse_a_damaged_part_of_a_run_that_crashed,
+    a_backup_begins_anew_where_the_epoch_is_damaged,
+    a_backup_does_not_touch_a_repository_whose_mark_is_damaged,
+    a_damaged_head_is_not_passed_over_in_silence,
+    a_part_that_the_store_loses_meanwhile_fails_the_backup,
+}
+
 /// A source that was backed up twice into a folder.
 struct Bench {
+    mode: Mode,
     source: Postgres,
     workspace: Workspace,
     older: String,
@@ -34,36 +49,38 @@ struct Bench {
 }
 
 impl Bench {
-    fn start() -> Self {
+    fn start(mode: Mode) -> Self {
         let source = Postgres::start(Major::V15);
         source.create_altlas("altlas", 60, 3);
-        let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+        let workspace = Workspace::folder().mode(mode).postgres(&source, &["altlas"]);
         workspace.run(&["init"]).ok();
         let older = backup(&workspace);
         // Where heads cannot be read, only the whole seconds in their ids say which backup is the newest.
         std::thread::sleep(std::time::Duration::from_millis(1100));
         source.psql("altlas", "UPDATE tags SET description = 'changed'; INSERT INTO tags (name) VALUES ('new')");
         let newest = backup(&workspace);
-        Self { source, workspace, older, newest }
+        mode.assert_objects(&workspace.objects());
+        Self { mode, source, workspace, older, newest }
     }
 
     /// The objects of a kind that the newest backup stands on.
     fn objects(&self, kind: Kind) -> Vec<String> {
         let head: serde_json::Value = read_json(&self.workspace, &format!("backups/{}/head.json", self.newest));
         let epoch = format!("epochs/{}", head["epoch"].as_str().unwrap());
+        let suffix = self.mode.suffix();
         match kind {
             Kind::InstallMark => vec!["altlas.json".into()],
             Kind::Epoch => vec![format!("{epoch}/epoch.json")],
-            Kind::Keys => vec![format!("{epoch}/keys.json")],
+            Kind::Keys => vec![format!("{epoch}/keys.json{suffix}")],
             Kind::Head => vec![format!("backups/{}/head.json", self.newest)],
-            Kind::Manifest => vec![format!("backups/{}/database.manifest.json.zst", self.newest)],
+            Kind::Manifest => vec![format!("backups/{}/database.manifest.json.zst{suffix}", self.newest)],
             Kind::Part => self.users_of_parts().into_keys().collect(),
         }
     }
 
     /// The parts of the newest backup, and the artifacts that each is of.
     fn users_of_parts(&self) -> BTreeMap<String, BTreeSet<String>> {
-        let keys = objects(&self.workspace).into_keys();
+        let keys = self.workspace.objects().into_keys();
         let parts: Vec<String> = keys.filter(|key| key.contains("/parts/")).collect();
         let mut users: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for artifact in Library::new(self.workspace.context()).artifacts(&self.newest) {
@@ -94,24 +111,6 @@ fn read_json(workspace: &Workspace, key: &str) -> serde_json::Value {
     serde_json::from_slice(&fs::read(workspace.repository_folder().join(key)).unwrap()).unwrap()
 }
 
-/// Every object in the folder, with its bytes.
-fn objects(workspace: &Workspace) -> BTreeMap<String, Vec<u8>> {
-    fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
-        for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
-            let path = entry.path();
-            if path.is_dir() {
-                walk(root, &path, found);
-            } else {
-                let key = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-                found.insert(key, fs::read(path).unwrap());
-            }
-        }
-    }
-    let (root, mut found) = (workspace.repository_folder(), BTreeMap::new());
-    walk(&root, &root, &mut found);
-    found
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     InstallMark,
@@ -125,8 +124,13 @@ enum Kind {
 const KINDS: [Kind; 6] = [Kind::InstallMark, Kind::Epoch, Kind::Keys, Kind::Head, Kind::Manifest, Kind::Part];
 
 impl Kind {
-    fn is_json(self) -> bool {
-        !matches!(self, Kind::Manifest | Kind::Part)
+    /// Is an object of this kind stored as JSON that one can read?
+    fn is_json(self, mode: Mode) -> bool {
+        match self {
+            Kind::InstallMark | Kind::Epoch | Kind::Head => true,
+            Kind::Keys => mode == Mode::Clear,
+            Kind::Manifest | Kind::Part => false,
+        }
     }
 }
 
@@ -135,6 +139,8 @@ impl Kind {
 enum Damage {
     /// Another byte at that place.
     Byte(usize, u8),
+    /// Another bit in the middle.
+    Bit,
     /// Only so many bytes are left.
     Cut(usize),
     /// More at the end.
@@ -145,10 +151,10 @@ enum Damage {
 
 impl Damage {
     /// One bit, another byte, or, in JSON, another digit in place of a digit.
-    fn random_flip(random: &mut StdRng, kind: Kind, bytes: &[u8]) -> Self {
+    fn random_flip(random: &mut StdRng, json: bool, bytes: &[u8]) -> Self {
         let at = random.random_range(0..bytes.len());
         match random.random_range(0..4) {
-            0 | 1 if kind.is_json() => {
+            0 | 1 if json => {
                 let digits: Vec<usize> = (0..bytes.len()).filter(|at| bytes[*at].is_ascii_digit()).collect();
                 let at = *digits.choose(random).unwrap();
                 Self::Byte(at, b'0' + (bytes[at] - b'0' + random.random_range(1..10)) % 10)
@@ -172,6 +178,10 @@ impl Damage {
         let mut bytes = bytes.to_vec();
         match self {
             Self::Byte(at, byte) => bytes[*at] = *byte,
+            Self::Bit => {
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+            }
             Self::Cut(len) => bytes.truncate(*len),
             Self::Append(more) => bytes.extend(more),
             Self::Delete => return fs::remove_file(file).unwrap(),
@@ -215,7 +225,7 @@ fn verify_notices(bench: &Bench, kind: Kind, mut random: StdRng) -> usize {
     let mut damages: Vec<(&String, Damage)> = Vec::new();
     for _ in 0..FLIPS {
         let (key, bytes) = files.choose(&mut random).unwrap();
-        damages.push((key, Damage::random_flip(&mut random, kind, bytes)));
+        damages.push((key, Damage::random_flip(&mut random, kind.is_json(bench.mode), bytes)));
     }
     for (key, bytes) in &files {
         damages.extend(Damage::others(&mut random, bytes).into_iter().map(|damage| (*key, damage)));
@@ -254,9 +264,8 @@ fn verify_notices(bench: &Bench, kind: Kind, mut random: StdRng) -> usize {
     damages.len()
 }
 
-#[test]
-fn verify_names_whatever_is_changed_cut_emptied_or_gone() {
-    let bench = Bench::start();
+fn verify_names_whatever_is_changed_cut_emptied_or_gone(mode: Mode) {
+    let bench = Bench::start(mode);
     let mut random = seeded();
     std::thread::scope(|scope| {
         let threads = KINDS.map(|kind| {
@@ -270,9 +279,8 @@ fn verify_names_whatever_is_changed_cut_emptied_or_gone() {
     });
 }
 
-#[test]
-fn verify_tells_people_which_object_backup_source_and_table() {
-    let bench = Bench::start();
+fn verify_tells_people_which_object_backup_source_and_table(mode: Mode) {
+    let bench = Bench::start(mode);
     let workspace = &bench.workspace;
     let verify = |backup: &str| workspace.run(&["verify", backup, "--level", "content"]).output();
     for kind in KINDS {
@@ -281,7 +289,7 @@ fn verify_tells_people_which_object_backup_source_and_table() {
             _ => bench.objects(kind).remove(0),
         };
         let len = fs::read(workspace.repository_folder().join(&key)).unwrap().len();
-        for damage in [Damage::Byte(len / 2, b'!'), Damage::Cut(len - 1), Damage::Cut(0), Damage::Delete] {
+        for damage in [Damage::Bit, Damage::Cut(len - 1), Damage::Cut(0), Damage::Delete] {
             let _damaged = Damaged::new(workspace, &key, &damage);
             let output = verify(&bench.newest).assert_code(3);
             let mut words = vec![&key[..]];
@@ -324,9 +332,8 @@ fn target() -> Postgres {
     target
 }
 
-#[test]
-fn restore_does_not_begin_where_something_is_missing_or_of_another_size() {
-    let bench = Bench::start();
+fn restore_does_not_begin_where_something_is_missing_or_of_another_size(mode: Mode) {
+    let bench = Bench::start(mode);
     let target = target();
     let (before, digests) = (databases(&target), target.digests("altlas"));
     let (part, manifest) = (bench.part_of(TAGS), bench.objects(Kind::Manifest).remove(0));
@@ -339,9 +346,9 @@ fn restore_does_not_begin_where_something_is_missing_or_of_another_size() {
         (&manifest, Damage::Delete),
         (&manifest, Damage::Cut(10)),
         (&manifest, Damage::Cut(0)),
-        (&manifest, Damage::Byte(20, b'!')),
+        (&manifest, Damage::Bit),
         // Needed for the plan, so it is read before anything is written.
-        (&globals, Damage::Byte(20, b'!')),
+        (&globals, Damage::Bit),
     ] {
         let _damaged = Damaged::new(&bench.workspace, key, &damage);
         let begun = target.log().len();
@@ -360,16 +367,15 @@ fn restore_does_not_begin_where_something_is_missing_or_of_another_size() {
     assert_eq!(target.digests("altlas"), bench.source.digests("altlas"));
 }
 
-#[test]
-fn restore_of_a_flipped_part_leaves_the_old_state_and_no_half() {
-    let bench = Bench::start();
+fn restore_of_a_flipped_part_leaves_the_old_state_and_no_half(mode: Mode) {
+    let bench = Bench::start(mode);
     let target = target();
     let (before, digests) = (databases(&target), target.digests("altlas"));
     let mut random = seeded();
     for artifact in bench.users_of_parts().into_values().flatten().filter(|path| path != "globals.sql") {
         let key = bench.part_of(&artifact);
         let bytes = fs::read(bench.workspace.repository_folder().join(&key)).unwrap();
-        let flip = Damage::random_flip(&mut random, Kind::Part, &bytes);
+        let flip = Damage::random_flip(&mut random, false, &bytes);
         let _damaged = Damaged::new(&bench.workspace, &key, &flip);
         let begun = target.log().len();
         restore(&bench, &target).assert_error(1, &[&key, "as they were", "dropped"]);
@@ -392,40 +398,37 @@ fn next_backup(workspace: &Workspace) -> (u64, u64) {
     (source["new_parts"].as_u64().unwrap(), source["parts"].as_u64().unwrap())
 }
 
-#[test]
-fn a_backup_does_not_reuse_a_part_of_another_size() {
-    let bench = Bench::start();
+fn a_backup_does_not_reuse_a_part_of_another_size(mode: Mode) {
+    let bench = Bench::start(mode);
     let part = bench.part_of(LAST_FILES);
     for damage in [Damage::Cut(0), Damage::Cut(10), Damage::Append(b"!".to_vec()), Damage::Delete] {
         let workspace = bench.workspace.copy();
-        damage.apply(&workspace.repository_folder().join(&part), &objects(&workspace)[&part]);
+        damage.apply(&workspace.repository_folder().join(&part), &workspace.objects()[&part]);
         assert_eq!(next_backup(&workspace).0, 1, "{damage:?}");
         let old = Library::new(workspace.context()).verify(&bench.newest);
         assert_eq!(exit_code(&old), VERDICT_FAILED, "the new part does not hide what happened to the old one");
     }
 }
 
-#[test]
-fn a_backup_does_not_reuse_a_damaged_part_of_a_run_that_crashed() {
-    let bench = Bench::start();
+fn a_backup_does_not_reuse_a_damaged_part_of_a_run_that_crashed(mode: Mode) {
+    let bench = Bench::start(mode);
     let part = bench.part_of(LAST_FILES);
-    for damage in [Damage::Cut(10), Damage::Byte(20, b'!'), Damage::Append(b"!".to_vec())] {
+    for damage in [Damage::Cut(10), Damage::Bit, Damage::Append(b"!".to_vec())] {
         let workspace = bench.workspace.copy();
         let root = workspace.repository_folder();
         for backup in [&bench.older, &bench.newest] {
             fs::remove_file(root.join(format!("backups/{backup}/head.json"))).unwrap();
         }
-        damage.apply(&root.join(&part), &objects(&workspace)[&part]);
+        damage.apply(&root.join(&part), &workspace.objects()[&part]);
         assert_eq!(next_backup(&workspace).0, 1, "{damage:?}");
     }
 }
 
-#[test]
-fn a_backup_begins_anew_where_the_epoch_is_damaged() {
-    let bench = Bench::start();
+fn a_backup_begins_anew_where_the_epoch_is_damaged(mode: Mode) {
+    let bench = Bench::start(mode);
     for kind in [Kind::Epoch, Kind::Keys] {
         let key = bench.objects(kind).remove(0);
-        for damage in [Damage::Byte(20, b'!'), Damage::Cut(0), Damage::Delete] {
+        for damage in [Damage::Bit, Damage::Cut(0), Damage::Delete] {
             let workspace = bench.workspace.copy();
             let damaged = Damaged::new(&workspace, &key, &damage);
             let (new, parts) = next_backup(&workspace);
@@ -443,25 +446,23 @@ fn a_backup_begins_anew_where_the_epoch_is_damaged() {
     }
 }
 
-#[test]
-fn a_backup_does_not_touch_a_repository_whose_mark_is_damaged() {
-    let bench = Bench::start();
+fn a_backup_does_not_touch_a_repository_whose_mark_is_damaged(mode: Mode) {
+    let bench = Bench::start(mode);
     let workspace = &bench.workspace;
-    for damage in [Damage::Byte(20, b'!'), Damage::Cut(0), Damage::Delete] {
+    for damage in [Damage::Bit, Damage::Cut(0), Damage::Delete] {
         let _damaged = Damaged::new(workspace, "altlas.json", &damage);
-        let before = objects(workspace);
+        let before = workspace.objects();
         for command in [&["backup"][..], &["init"], &["init", "--if-missing"]] {
             workspace.run(command).output().assert_error(1, &["altlas.json"]);
         }
-        assert_eq!(objects(workspace), before, "{damage:?}");
+        assert_eq!(workspace.objects(), before, "{damage:?}");
     }
 }
 
-#[test]
-fn a_damaged_head_is_not_passed_over_in_silence() {
-    let bench = Bench::start();
+fn a_damaged_head_is_not_passed_over_in_silence(mode: Mode) {
+    let bench = Bench::start(mode);
     let key = bench.objects(Kind::Head).remove(0);
-    let damaged = Damaged::new(&bench.workspace, &key, &Damage::Byte(20, b'!'));
+    let damaged = Damaged::new(&bench.workspace, &key, &Damage::Bit);
     // An older backup may stand in for it in a restore, but the person is told.
     let target = target();
     let address = format!("database={}", target.url("postgres"));
@@ -476,20 +477,20 @@ fn a_damaged_head_is_not_passed_over_in_silence() {
 
 /// R1: what the store loses before the head is missed by the first look, what it loses after by the second. Either way
 /// there is no backup, and nobody is told of one.
-#[test]
-fn a_part_that_the_store_loses_meanwhile_fails_the_backup() {
+fn a_part_that_the_store_loses_meanwhile_fails_the_backup(mode: Mode) {
     let source = Postgres::start(Major::V15);
     source.create_altlas("altlas", 10, 3);
     let s3 = Arc::new(BlockingS3::start(S3Kind::SeaweedFs).unwrap());
-    for (look, trigger) in [("first", ".manifest.json.zst"), ("second", "/head.json")] {
-        let mut workspace = Workspace::s3(&s3.place("bucket", look)).postgres(&source, &["altlas"]);
+    let manifest = format!(".manifest.json.zst{}", mode.suffix());
+    for (look, trigger) in [("first", manifest), ("second", "/head.json".to_owned())] {
+        let mut workspace = Workspace::s3(&s3.place("bucket", look)).mode(mode).postgres(&source, &["altlas"]);
         workspace.run(&["init"]).ok();
         let proxy = HttpProxy::start(s3.address());
         workspace.set("repository.s3.endpoint", proxy.endpoint());
         let store = s3.clone();
         proxy.before_write(move |write| {
             // Only once: the deletion of the head has the same path.
-            if write.method == "PUT" && write.path.split('?').next().unwrap().ends_with(trigger) {
+            if write.method == "PUT" && write.path.split('?').next().unwrap().ends_with(&trigger) {
                 let there = store.list("bucket", look);
                 store.delete("bucket", look, there.keys().find(|key| key.contains("/parts/")).unwrap());
             }

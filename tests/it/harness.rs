@@ -3,6 +3,7 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::MetadataExt,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,8 +13,10 @@ use std::{
 
 use crate::support::{
     binary::Run,
+    mode::{self, Identities, Mode},
     postgres::{Major, Postgres},
-    proxy::{Action, HttpProxy, TcpProxy},
+    proxy::{Action, Chunk, HttpProxy, TcpProxy},
+    wait_for,
     workspace::{S3Place, Workspace},
 };
 
@@ -226,9 +229,107 @@ fn a_workspace_writes_its_configuration() {
 }
 
 #[test]
+fn an_encrypted_workspace_and_its_copy_have_identity_files_of_their_own() {
+    let workspace = Workspace::folder().mode(Mode::Encrypted);
+    std::fs::create_dir(workspace.repository_folder()).unwrap();
+    let copy = workspace.copy();
+    assert_ne!(copy.identity_file(), workspace.identity_file());
+    for workspace in [workspace, copy] {
+        let written: toml::Table = std::fs::read_to_string(workspace.config()).unwrap().parse().unwrap();
+        let encryption = &written["repository"]["encryption"];
+        let Identities { data, catalog } = Identities::shared();
+        assert_eq!(workspace.recipients(), [data.to_public().to_string()]);
+        assert_eq!(encryption["recipients"][0].as_str(), Some(&workspace.recipients()[0][..]));
+        for (key, path, identity) in [
+            ("identity_file", workspace.identity_file(), data),
+            ("catalog_identity_file", workspace.catalog_identity_file(), catalog),
+        ] {
+            assert_eq!(encryption[key].as_str(), path.to_str());
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+            let written = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(written.trim_end(), mode::identity_file(identity));
+        }
+    }
+    assert_eq!(Workspace::folder().mode(Mode::Clear).recipients(), [""; 0]);
+}
+
+#[test]
+fn the_mode_of_objects_is_seen_by_name_and_bytes() {
+    let Identities { data, catalog } = Identities::shared();
+    let (to_data, to_catalog) = (data.to_public(), catalog.to_public());
+    let encrypted = |to: &[&dyn age::Recipient]| {
+        let mut stored = Vec::new();
+        let encryptor = age::Encryptor::with_recipients(to.iter().copied()).unwrap();
+        let mut writer = encryptor.wrap_output(&mut stored).unwrap();
+        writer.write_all(b"plain").unwrap();
+        writer.finish().unwrap();
+        stored
+    };
+    let (to_one, to_both) = (encrypted(&[&to_data]), encrypted(&[&to_data, &to_catalog]));
+    assert_eq!(mode::opened(data, &to_both).as_deref(), Some(&b"plain"[..]));
+
+    let (head, keys, part) = ("backups/b/head.json", "epochs/e/keys.json", "epochs/e/parts/0a/x.zst");
+    let seen = |mode: Mode, objects: &[(&str, &Vec<u8>)]| {
+        let objects = objects.iter().map(|(key, bytes)| (key.to_string(), bytes.to_vec())).collect();
+        std::panic::catch_unwind(|| mode.assert_objects(&objects)).is_ok()
+    };
+    let json = b"{}".to_vec();
+    let (keys_age, part_age) = (format!("{keys}.age"), format!("{part}.age"));
+    assert!(seen(Mode::Clear, &[(head, &json), (keys, &json), (part, &json)]));
+    assert!(seen(Mode::Encrypted, &[(head, &json), (&keys_age, &to_both), (&part_age, &to_one)]));
+    for (mode, key, bytes) in [
+        (Mode::Clear, &keys_age[..], &json),
+        (Mode::Clear, part, &to_one),
+        (Mode::Encrypted, keys, &to_both),
+        (Mode::Encrypted, &keys_age, &json),
+        // Of which the catalogue identity opens too little, or too much.
+        (Mode::Encrypted, &keys_age, &to_one),
+        (Mode::Encrypted, &part_age, &to_both),
+        (Mode::Encrypted, &format!("{head}.age"), &to_both),
+    ] {
+        assert!(!seen(mode, &[(key, bytes)]), "{mode:?}: {key}");
+    }
+}
+
+#[test]
 fn a_run_is_whole_and_has_a_deadline() {
     let output = Run::new(&["--version"]).output();
     assert!(output.code.is_some(), "{}", output.text());
     let running = Run::new(&["--version"]).spawn();
     let _ = running.kill9();
+}
+
+#[test]
+fn the_proxy_passes_what_it_is_not_told_to_cut() {
+    let server = Postgres::start(Major::V15);
+    let proxy = TcpProxy::start(SocketAddr::from(([127, 0, 0, 1], server.port())));
+    let ask = |sql: &str| {
+        let mut command = server.psql_command("postgres");
+        command.args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-d",
+            "postgres",
+            "-p",
+            &proxy.port().to_string(),
+            "-c",
+            sql,
+        ]);
+        command.output().unwrap().status.success()
+    };
+    let on = |needle: &'static str, answer: Chunk| {
+        proxy.on_upstream(move |chunk| {
+            let found = chunk.windows(needle.len()).any(|window| window == needle.as_bytes());
+            if found { answer } else { Chunk::Pass }
+        });
+    };
+    on("CREATE TABLE before", Chunk::CutBefore);
+    assert!(ask("SELECT 1"));
+    assert!(!ask("CREATE TABLE before ()"));
+    on("CREATE TABLE after", Chunk::CutAfter);
+    assert!(!ask("CREATE TABLE after ()"));
+    wait_for("the statement", Duration::from_secs(60), || server.try_psql("postgres", "SELECT FROM after").ok());
+    assert!(server.try_psql("postgres", "SELECT FROM before").is_err());
 }

@@ -19,12 +19,20 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::support::{
     binary::Output,
     library::Library,
+    mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     proxy::{Action, HttpProxy},
     s3::{BlockingS3, S3Kind},
     seeded,
     workspace::Workspace,
 };
+
+in_both_modes! {
+    right_before_and_right_after_every_write,
+    at_random_times_in_a_slow_backup,
+    killed_again_and_again_it_still_gets_there,
+    init_killed_around_its_one_write,
+}
 
 const BUCKET: &str = "torture";
 /// A repository without a backup.
@@ -60,6 +68,7 @@ fn size() -> Size {
 
 /// The servers, and two repositories to begin with.
 struct Bench {
+    mode: Mode,
     size: Size,
     source: Postgres,
     target: Postgres,
@@ -71,12 +80,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(rows: impl Fn(&Size) -> u64) -> Self {
+    fn start(mode: Mode, rows: impl Fn(&Size) -> u64) -> Self {
         let size = size();
         let source = Postgres::start(Major::V15);
         source.create_altlas("altlas", rows(&size), 5);
         let s3 = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
-        let at = |prefix: &str| Workspace::s3(&s3.place(BUCKET, prefix)).postgres(&source, &["altlas"]);
+        let at = |prefix: &str| Workspace::s3(&s3.place(BUCKET, prefix)).mode(mode).postgres(&source, &["altlas"]);
         at(EMPTY).run(&["init"]).ok();
         at(ONE).run(&["init"]).ok();
         at(ONE).run(&["backup"]).ok();
@@ -84,7 +93,7 @@ impl Bench {
         change(&source);
         let digests = [before, source.digests("altlas")];
         let target = Postgres::start(Major::V15);
-        Self { size, source, target, s3, digests, made: AtomicUsize::new(0) }
+        Self { mode, size, source, target, s3, digests, made: AtomicUsize::new(0) }
     }
 
     fn name(&self, what: &str) -> String {
@@ -125,7 +134,8 @@ impl<'a> Case<'a> {
     fn new(bench: &'a Bench, base: &str) -> Self {
         let prefix = bench.name("case");
         bench.s3.copy(BUCKET, base, &prefix);
-        let workspace = Workspace::s3(&bench.s3.place(BUCKET, &prefix)).postgres(&bench.source, &["altlas"]);
+        let workspace = Workspace::s3(&bench.s3.place(BUCKET, &prefix)).mode(bench.mode);
+        let workspace = workspace.postgres(&bench.source, &["altlas"]);
         let library = Library::new(workspace.context());
         Self { bench, prefix, workspace, library }
     }
@@ -194,6 +204,7 @@ impl<'a> Case<'a> {
         let proxy = self.proxy();
         let report = self.workspace.run(&["--json", "backup"]).ok().json();
         let after = self.objects();
+        self.bench.mode.assert_names(after.keys());
 
         let needed: BTreeSet<String> = self
             .library
@@ -304,9 +315,8 @@ fn writes_of_a_backup(bench: &Bench, base: &str) -> u64 {
     proxy.writes()
 }
 
-#[test]
-fn right_before_and_right_after_every_write() {
-    let bench = Bench::start(|_| FEW);
+fn right_before_and_right_after_every_write(mode: Mode) {
+    let bench = Bench::start(mode, |_| FEW);
     let mut kills = Vec::new();
     for base in [EMPTY, ONE] {
         let writes = writes_of_a_backup(&bench, base);
@@ -339,9 +349,8 @@ fn right_before_and_right_after_every_write() {
     });
 }
 
-#[test]
-fn at_random_times_in_a_slow_backup() {
-    let bench = Bench::start(|size| size.rows);
+fn at_random_times_in_a_slow_backup(mode: Mode) {
+    let bench = Bench::start(mode, |size| size.rows);
     let uploads = 2_u32;
     let slow = |case: &mut Case<'_>| case.workspace.set("limits.uploads", i64::from(uploads));
     // Parts go two at a time; epoch, keys, manifest and head go alone.
@@ -393,9 +402,8 @@ fn at_random_times_in_a_slow_backup() {
     assert!(seen.iter().any(|stored| *stored > 0), "some kill came after a part was stored: {seen:?}");
 }
 
-#[test]
-fn killed_again_and_again_it_still_gets_there() {
-    let bench = Bench::start(|_| FEW);
+fn killed_again_and_again_it_still_gets_there(mode: Mode) {
+    let bench = Bench::start(mode, |_| FEW);
     let mut case = Case::new(&bench, ONE).one_write_at_a_time();
     let there = contents(case.objects().keys()).len();
     // Two writes further each time. Manifests of dead runs pile up, contents are stored once.
@@ -411,13 +419,12 @@ fn killed_again_and_again_it_still_gets_there() {
     case.restore_newest(&bench.digests[1]);
 }
 
-#[test]
-fn init_killed_around_its_one_write() {
+fn init_killed_around_its_one_write(mode: Mode) {
     let source = Postgres::start(Major::V15);
     source.create_altlas("altlas", 10, 5);
     let s3 = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
     for (prefix, before) in [("before", true), ("after", false)] {
-        let mut workspace = Workspace::s3(&s3.place(BUCKET, prefix)).postgres(&source, &["altlas"]);
+        let mut workspace = Workspace::s3(&s3.place(BUCKET, prefix)).mode(mode).postgres(&source, &["altlas"]);
         let proxy = HttpProxy::start(s3.address());
         workspace.set("repository.s3.endpoint", proxy.endpoint());
         let killer = Arc::new(Killer::default());

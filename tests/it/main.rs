@@ -10,6 +10,7 @@
 
 mod by_hand;
 mod damage;
+mod encryption;
 mod failures;
 mod fixture;
 mod harness;

@@ -14,11 +14,19 @@ use std::{
 
 use crate::support::{
     binary::{Output, Run},
+    mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     proxy::{Chunk, TcpProxy},
     wait_for,
     workspace::Workspace,
 };
+
+// Most of what can happen to a target does not depend on how the repository is stored; these two read it to the end, and up
+// to each moment.
+in_both_modes! {
+    clients_that_come_back_in_a_loop_do_not_stop_a_swap,
+    a_restore_that_is_interrupted_drops_its_own_half,
+}
 
 const SOON: Duration = Duration::from_secs(60);
 /// Every database but the templates, and whether it lets people in.
@@ -41,13 +49,17 @@ struct Changed {
 
 impl Changed {
     fn new(rows: u64, settings: &str) -> Self {
-        let server = Postgres::start_with(Major::V15, settings);
-        server.create_altlas("altlas", rows, 1);
-        Self::of(server)
+        Self::new_in(Mode::Clear, rows, settings)
     }
 
-    fn of(server: Postgres) -> Self {
-        let workspace = Workspace::folder().postgres(&server, &["altlas"]);
+    fn new_in(mode: Mode, rows: u64, settings: &str) -> Self {
+        let server = Postgres::start_with(Major::V15, settings);
+        server.create_altlas("altlas", rows, 1);
+        Self::of(mode, server)
+    }
+
+    fn of(mode: Mode, server: Postgres) -> Self {
+        let workspace = Workspace::folder().mode(mode).postgres(&server, &["altlas"]);
         workspace.run(&["init"]).ok();
         let backup = workspace.run(&["backup", "--json"]).ok().json();
         let tail = backup["backup"].as_str().unwrap().rsplit('-').next().unwrap().to_owned();
@@ -172,9 +184,8 @@ fn refused(changed: &Changed, more: &[&str], kind: &str, words: &[&str]) {
 
 // --- It works ----------------------------------------------------------------------------------------------------------
 
-#[test]
-fn clients_that_come_back_in_a_loop_do_not_stop_a_swap() {
-    let changed = Changed::new(300, "");
+fn clients_that_come_back_in_a_loop_do_not_stop_a_swap(mode: Mode) {
+    let changed = Changed::new_in(mode, 300, "");
     let clients = Clients::start(&changed.server, "altlas", 4);
     clients.wait_until_served();
     let report = changed.overwrite().argument("--json").ok().json();
@@ -292,7 +303,7 @@ fn a_restore_that_fails_in_post_data_leaves_the_old_database_as_it_was() {
          IF current_database() <> 'altlas' THEN RAISE 'not in %', current_database(); END IF; RETURN a; END $$; \
          CREATE TABLE public.picky AS SELECT 1 AS a; CREATE INDEX picky_a ON public.picky (public.only_here(a))",
     );
-    let changed = Changed::of(server);
+    let changed = Changed::of(Mode::Clear, server);
     let words = ["post-data", "`altlas`", "function public.only_here(integer) line 1", "as they were", "dropped"];
     for json in [false, true] {
         let run = if json { changed.overwrite().argument("--json") } else { changed.overwrite() };
@@ -374,9 +385,8 @@ fn until_it_cleans_up(proxy: &Arc<TcpProxy>, reached: &Arc<AtomicBool>) -> impl 
     }
 }
 
-#[test]
-fn a_restore_that_is_interrupted_drops_its_own_half() {
-    let changed = Changed::new(1000, "");
+fn a_restore_that_is_interrupted_drops_its_own_half(mode: Mode) {
+    let changed = Changed::new_in(mode, 1000, "");
     for (moment, json) in MOMENTS.into_iter().zip([true, false].into_iter().cycle()) {
         let proxy = Arc::new(changed.proxy());
         let reached = Arc::new(AtomicBool::new(false));

@@ -7,11 +7,23 @@ use serde_json::Value;
 use crate::support::{
     binary::Run,
     fixture,
+    mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     s3::{BlockingS3, S3Kind},
     tools,
     workspace::Workspace,
 };
+
+in_both_modes! {
+    from_15_to_15_by_folder_and_seaweedfs,
+    from_18_to_18_by_folder_and_seaweedfs,
+    from_15_to_18_by_folder_and_seaweedfs,
+    on_minio,
+    every_database_of_a_server_and_none_that_was_not_there,
+    what_did_not_change_is_not_uploaded_again,
+    two_backups_at_once_and_equal_tables_are_all_sound,
+    databases_in_other_encodings,
+}
 
 /// `pg_dump` of one database, without what names a version or is random.
 fn schema(server: &Postgres, database: &str, by: Major) -> String {
@@ -86,47 +98,47 @@ fn restore(workspace: &Workspace, target: &Postgres, more: &[&str]) -> Run {
 }
 
 /// A folder, and SeaweedFS, for one pair of versions.
-fn both_stores(from: Major, to: Major, by: Major) {
+fn both_stores(mode: Mode, from: Major, to: Major, by: Major) {
     let source = filled(from);
-    let folder = Workspace::folder().postgres(&source, &["altlas", "shapes"]);
+    let folder = Workspace::folder().mode(mode).postgres(&source, &["altlas", "shapes"]);
     round_trip(&source, &folder, &Postgres::start(to), by);
+    mode.assert_objects(&folder.objects());
     let seaweed = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
-    let on_s3 = Workspace::s3(&seaweed.place("backups", "alt-las/prod")).postgres(&source, &["altlas", "shapes"]);
+    let on_s3 =
+        Workspace::s3(&seaweed.place("backups", "alt-las/prod")).mode(mode).postgres(&source, &["altlas", "shapes"]);
     round_trip(&source, &on_s3, &Postgres::start(to), by);
+    mode.assert_names(seaweed.list("backups", "alt-las/prod").keys());
 }
 
-#[test]
-fn from_15_to_15_by_folder_and_seaweedfs() {
-    both_stores(Major::V15, Major::V15, Major::V15);
+fn from_15_to_15_by_folder_and_seaweedfs(mode: Mode) {
+    both_stores(mode, Major::V15, Major::V15, Major::V15);
 }
 
-#[test]
-fn from_18_to_18_by_folder_and_seaweedfs() {
-    both_stores(Major::V18, Major::V18, Major::V18);
+fn from_18_to_18_by_folder_and_seaweedfs(mode: Mode) {
+    both_stores(mode, Major::V18, Major::V18, Major::V18);
 }
 
-#[test]
-fn from_15_to_18_by_folder_and_seaweedfs() {
-    both_stores(Major::V15, Major::V18, Major::V18);
+fn from_15_to_18_by_folder_and_seaweedfs(mode: Mode) {
+    both_stores(mode, Major::V15, Major::V18, Major::V18);
 }
 
-#[test]
-fn on_minio() {
+fn on_minio(mode: Mode) {
     let Some(minio) = BlockingS3::start(S3Kind::Minio) else {
         println!("MinIO is not here: left out (scripts/tools --minio builds it)");
         return;
     };
     let source = filled(Major::V15);
-    let workspace = Workspace::s3(&minio.place("backups", "alt-las")).postgres(&source, &["altlas", "shapes"]);
+    let workspace =
+        Workspace::s3(&minio.place("backups", "alt-las")).mode(mode).postgres(&source, &["altlas", "shapes"]);
     round_trip(&source, &workspace, &Postgres::start(Major::V15), Major::V15);
+    mode.assert_names(minio.list("backups", "alt-las").keys());
 }
 
-#[test]
-fn every_database_of_a_server_and_none_that_was_not_there() {
+fn every_database_of_a_server_and_none_that_was_not_there(mode: Mode) {
     let source = Postgres::start(Major::V15);
     source.create_altlas("one", 50, 1);
     source.create_altlas("two", 50, 2);
-    let workspace = Workspace::folder().postgres(&source, &["*"]);
+    let workspace = Workspace::folder().mode(mode).postgres(&source, &["*"]);
     workspace.run(&["init"]).ok();
     workspace.run(&["backup"]).ok();
     let target = Postgres::start(Major::V15);
@@ -143,24 +155,23 @@ fn every_database_of_a_server_and_none_that_was_not_there() {
 }
 
 /// Line 3: a second backup of an unchanged database uploads no part.
-#[test]
-fn what_did_not_change_is_not_uploaded_again() {
+fn what_did_not_change_is_not_uploaded_again(mode: Mode) {
     let source = Postgres::start(Major::V15);
     source.create_altlas("altlas", 5000, 1);
-    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    let workspace = Workspace::folder().mode(mode).postgres(&source, &["altlas"]);
     workspace.run(&["init"]).ok();
     let first = workspace.run(&["--json", "backup"]).ok().json()["sources"][0].clone();
     assert_eq!(first["reused_parts"], 0);
     assert!(first["uploaded"].as_u64().unwrap() > 100_000, "{first}");
-    let parts = |workspace: &Workspace| count_parts(&workspace.repository_folder());
-    let stored = parts(&workspace);
+    let parts = || workspace.objects().into_keys().filter(|key| key.contains("/parts/")).count();
+    let stored = parts();
     assert_eq!(stored as u64, first["parts"].as_u64().unwrap());
 
     let second = workspace.run(&["--json", "backup"]).ok().json()["sources"][0].clone();
     assert_eq!(second["new_parts"], 0, "{second}");
     assert_eq!(second["uploaded"], 0, "{second}");
     assert_eq!(second["reused_parts"], second["parts"], "{second}");
-    assert_eq!(parts(&workspace), stored);
+    assert_eq!(parts(), stored);
     let told = workspace.run(&["backup"]).ok().stdout;
     for word in ["new", "reused", "stored", "uploaded"] {
         assert!(told.contains(word), "{told}");
@@ -176,25 +187,8 @@ fn what_did_not_change_is_not_uploaded_again() {
     }
 }
 
-fn count_parts(repository: &std::path::Path) -> usize {
-    let mut found = 0;
-    let mut folders = vec![repository.join("epochs")];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "zst") {
-                found += 1;
-            }
-        }
-    }
-    found
-}
-
 /// Line 3: two writers at once, and equal tables in one backup.
-#[test]
-fn two_backups_at_once_and_equal_tables_are_all_sound() {
+fn two_backups_at_once_and_equal_tables_are_all_sound(mode: Mode) {
     let source = Postgres::start(Major::V15);
     source.create_altlas("altlas", 5000, 1);
     source.psql(
@@ -204,7 +198,7 @@ fn two_backups_at_once_and_equal_tables_are_all_sound() {
     );
     let seaweed = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
     let places: [Workspace; 2] = [Workspace::folder(), Workspace::s3(&seaweed.place("backups", "two"))]
-        .map(|place| place.postgres(&source, &["altlas"]));
+        .map(|place| place.mode(mode).postgres(&source, &["altlas"]));
     for workspace in &places {
         workspace.run(&["init"]).ok();
         let config = workspace.config();
@@ -232,8 +226,7 @@ fn two_backups_at_once_and_equal_tables_are_all_sound() {
 }
 
 /// Names and rows of databases that are not in UTF-8: in LATIN1, and in SQL_ASCII, which holds bytes of no encoding at all.
-#[test]
-fn databases_in_other_encodings() {
+fn databases_in_other_encodings(mode: Mode) {
     let source = Postgres::start(Major::V15);
     source.psql("postgres", "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
     source.psql("postgres", "CREATE DATABASE bytes TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'");
@@ -242,7 +235,7 @@ fn databases_in_other_encodings() {
         "bytes",
         "CREATE TABLE \"tâble\" (a text); INSERT INTO \"tâble\" VALUES (E'caf\\351'), (E'\\377\\001'), ('plain')",
     );
-    let workspace = Workspace::folder().postgres(&source, &["latin", "bytes"]);
+    let workspace = Workspace::folder().mode(mode).postgres(&source, &["latin", "bytes"]);
     workspace.run(&["init"]).ok();
     workspace.run(&["backup"]).ok();
     let target = Postgres::start(Major::V15);

@@ -181,7 +181,7 @@ async fn hold(server: &Server, name: &str, role: &str) -> Result<HeldDatabase, P
             Attempt::Held(held) => return Ok(*held),
             Attempt::Changed(relation) => {
                 tracing::info!(
-                    "{relation} in database `{name}` changed while it was locked; attempt {attempt} of {ATTEMPTS}"
+                    "a relation in database `{name}` changed while it was locked; attempt {attempt} of {ATTEMPTS}"
                 );
                 last = relation;
             }

@@ -8,6 +8,7 @@
 
 pub mod binary;
 pub mod library;
+pub mod mode;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

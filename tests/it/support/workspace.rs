@@ -1,7 +1,9 @@
 //! A folder with a configuration file and, if the repository is a local folder, the repository.
 
 use std::{
+    collections::BTreeMap,
     fs,
+    io::Write as _,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -16,7 +18,12 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use toml::{Table, Value};
 
-use super::{binary::Run, postgres::Postgres, temp_folder};
+use super::{
+    binary::Run,
+    mode::{self, Identities, Mode},
+    postgres::Postgres,
+    temp_folder,
+};
 
 /// A place for a repository on an S3 server.
 #[derive(Clone, Debug)]
@@ -32,6 +39,9 @@ pub struct S3Place {
     /// Its secret half.
     pub secret_access_key: String,
 }
+
+const IDENTITY: &str = "identity";
+const CATALOG_IDENTITY: &str = "catalog-identity";
 
 /// A configuration in the making and a folder that goes with it. The folder is removed when dropped.
 #[derive(Debug)]
@@ -62,6 +72,24 @@ impl Workspace {
         let secret = workspace.secret("s3-secret-access-key", &place.secret_access_key);
         workspace.set("repository.s3.secret_access_key_file", secret.display().to_string());
         workspace
+    }
+
+    /// With a repository that is stored in this mode.
+    pub fn mode(self, mode: Mode) -> Self {
+        match mode {
+            Mode::Clear => self,
+            Mode::Encrypted => self.encrypted(Identities::shared()),
+        }
+    }
+
+    /// With a repository that is encrypted, and both identity files.
+    pub fn encrypted(mut self, identities: &Identities) -> Self {
+        self.set("repository.encryption.recipients", vec![identities.recipient()]);
+        let catalog = self.secret(CATALOG_IDENTITY, &mode::identity_file(&identities.catalog));
+        self.set("repository.encryption.catalog_identity_file", catalog.display().to_string());
+        let data = self.secret(IDENTITY, &mode::identity_file(&identities.data));
+        self.set("repository.encryption.identity_file", data.display().to_string());
+        self
     }
 
     /// With a PostgreSQL source named `database`, as the superuser, of these databases (`["*"]` for all).
@@ -105,7 +133,10 @@ impl Workspace {
     /// Writes the configuration and gives its path.
     pub fn config(&self) -> PathBuf {
         let path = self.path("altlas-backup.toml");
-        fs::write(&path, toml::to_string(&self.table).unwrap()).unwrap();
+        // At once: another thread may be reading what it wrote itself.
+        let mut file = tempfile::NamedTempFile::new_in(self.folder.path()).unwrap();
+        file.write_all(toml::to_string(&self.table).unwrap().as_bytes()).unwrap();
+        file.persist(&path).unwrap();
         path
     }
 
@@ -127,12 +158,18 @@ impl Workspace {
         }
     }
 
-    /// The same configuration with a copy of this one's repository folder.
+    /// The same configuration with a copy of this one's repository folder, and of its identity files.
     pub fn copy(&self) -> Self {
         let mut copy = Self::folder();
         let url = copy.table["repository"]["url"].clone();
         copy.table = self.table.clone();
         copy.set("repository.url", url);
+        for (key, name) in [("catalog_identity_file", CATALOG_IDENTITY), ("identity_file", IDENTITY)] {
+            if self.path(name).exists() {
+                fs::copy(self.path(name), copy.path(name)).unwrap();
+                copy.set(&format!("repository.encryption.{key}"), copy.path(name).display().to_string());
+            }
+        }
         copy_folder(&self.repository_folder(), &copy.repository_folder());
         copy
     }
@@ -145,6 +182,41 @@ impl Workspace {
     /// Where [`Workspace::folder`] has its repository.
     pub fn repository_folder(&self) -> PathBuf {
         self.path("repository")
+    }
+
+    /// Every object of a repository in a local folder, with its bytes.
+    pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
+        fn walk(root: &Path, folder: &Path, found: &mut BTreeMap<String, Vec<u8>>) {
+            for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                if path.is_dir() {
+                    walk(root, &path, found);
+                } else {
+                    let key = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+                    found.insert(key, fs::read(path).unwrap());
+                }
+            }
+        }
+        let (root, mut found) = (self.repository_folder(), BTreeMap::new());
+        walk(&root, &root, &mut found);
+        found
+    }
+
+    /// The file of the data identity, where the repository is encrypted.
+    pub fn identity_file(&self) -> PathBuf {
+        self.path(IDENTITY)
+    }
+
+    /// The file of the catalogue identity, where the repository is encrypted.
+    pub fn catalog_identity_file(&self) -> PathBuf {
+        self.path(CATALOG_IDENTITY)
+    }
+
+    /// The configured data recipients; none where the repository is not encrypted.
+    pub fn recipients(&self) -> Vec<String> {
+        let encryption = self.table["repository"].get("encryption");
+        let configured = encryption.and_then(|table| table["recipients"].as_array());
+        configured.into_iter().flatten().map(|recipient| recipient.as_str().unwrap().to_owned()).collect()
     }
 
     /// Writes a secret to a file that only we may read.
