@@ -3,7 +3,8 @@
 use std::fs;
 
 use super::people::{
-    Given, Key, Site, age_opens, backup, databases, listed, machine, objects, parts_of, restore, sha256, sound,
+    Given, Key, Site, age_opens, backup, databases, listed, machine, next_second, objects, parts_of, restore, sha256,
+    sound,
 };
 use crate::support::{
     postgres::{Major, Postgres},
@@ -195,6 +196,7 @@ fn encryption_that_is_switched_on_later() {
     let (maker, reader) = (site.maker(&site.place), site.reader(&site.place));
     assert_eq!(listed(&maker, &clear).0, "locked");
     site.source.psql("altlas", "DELETE FROM tags");
+    next_second();
     let encrypted = backup(&maker);
     assert_eq!((listed(&maker, &clear).0, listed(&maker, &encrypted).0), ("locked".to_owned(), "good".to_owned()));
     sound(&reader, "latest", "content");

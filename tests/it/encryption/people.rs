@@ -55,6 +55,11 @@ impl Key {
     }
 }
 
+/// Waits for the next second: of heads that cannot be read, only the whole seconds in their ids are known.
+pub(super) fn next_second() {
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+}
+
 /// What a machine is given in `[repository.encryption]`. Nothing at all: no such section.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Given<'a> {

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::Value;
 
 use super::people::{
-    Given, Key, Site, age_opens, backup, backup_report, epoch_of, listed, machine, objects, record, restore, sound,
+    Given, Key, Site, age_opens, backup, backup_report, epoch_of, listed, machine, next_second, objects, record,
+    restore, sound,
 };
 use crate::support::{
     postgres::{Major, Postgres},
@@ -123,6 +124,7 @@ fn the_catalogue_s_identity_changes() {
     catalog(&[old]).run(&["init"]).ok();
     let first = backup(&catalog(&[old]));
 
+    next_second();
     let both = catalog(&[&new, old]);
     let second = backup_report(&both);
     assert_eq!(second["sources"][0]["reused_parts"], 0, "{second}");
