@@ -12,7 +12,8 @@ pub(super) fn start(global: &Global) {
         (true, _) => "error",
         (_, 0) => "warn,altlas_backup=info",
         (_, 1) => "info,altlas_backup=debug",
-        _ => "debug",
+        // How the SDK looks for an endpoint is told with the credentials: not the secret, but the key's id.
+        _ => "debug,aws_smithy_runtime::client::orchestrator::endpoints=info",
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let terminal = io::stderr().is_terminal();

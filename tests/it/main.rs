@@ -16,6 +16,7 @@ mod harness;
 mod kill;
 mod overwrite;
 mod roundtrip;
+mod secrecy;
 mod store;
 mod support;
 mod tls;

@@ -154,7 +154,7 @@ async fn run_sql(
     let mut running = psql
         .command("psql", server, &build.temporary)?
         .env("PGOPTIONS", "-c client_min_messages=warning -c client_connection_check_interval=10000 -c statement_timeout=0 -c default_transaction_read_only=off -c synchronous_commit=off")
-        .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--file=-"])
+        .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"])
         .feed(&format!("{path} of database `{}`", build.to))?;
     let mut parts = std::pin::pin!(snapshot.open(artifact));
     while let Some(part) = parts.next().await {

@@ -15,7 +15,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     catalog,
-    error::{PostgresError, query, words},
+    error::{PostgresError, query},
+    words::words,
 };
 use crate::config::{PostgresConfig, PostgresHost, TlsMode};
 

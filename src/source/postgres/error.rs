@@ -1,5 +1,6 @@
 //! What can go wrong with PostgreSQL, by meaning.
 
+use super::words::words;
 use crate::report;
 
 /// A failed call on a PostgreSQL server or one of its programs.
@@ -222,29 +223,6 @@ impl PostgresError {
             Self::Program { .. } | Self::Run { .. } | Self::Query { .. } | Self::Detail { .. } => return None,
         })
     }
-}
-
-/// The server's or system's words for an error with its whole chain of causes: `Display` of tokio-postgres leaves them out.
-pub(super) fn words(error: &tokio_postgres::Error) -> String {
-    if let Some(db) = error.as_db_error() {
-        let mut text = format!("{}: {}", db.severity(), db.message());
-        for (name, extra) in [("detail", db.detail()), ("hint", db.hint()), ("context", db.where_())] {
-            if let Some(extra) = extra {
-                text.push_str(&format!("; {name}: {}", extra.replace('\n', " ")));
-            }
-        }
-        return text;
-    }
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }
 
 /// Wraps a failed statement.

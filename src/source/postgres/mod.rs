@@ -13,6 +13,7 @@ mod roles;
 mod sql;
 mod swap;
 mod tools;
+mod words;
 
 use async_trait::async_trait;
 use secrecy::SecretString;

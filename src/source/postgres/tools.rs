@@ -19,15 +19,16 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{connect::Server, error::PostgresError};
+use super::{connect::Server, error::PostgresError, words::psql_words};
 use crate::{
     config::{PostgresHost, TlsMode},
     pipeline::ArtifactWriter,
     source::SourceError,
 };
 
-/// How much of a program's stderr is kept: its end.
+/// How much of a program's stderr is kept: its end, and of each line the beginning, so that a long one does not push out all else.
 const STDERR_KEPT: usize = 4096;
+const LINE_KEPT: usize = 1024;
 /// Where Debian and others keep the system's certificates; `libpq` before 16 has no word for them.
 const SYSTEM_CERTIFICATES: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
 /// Majors that `psql` is looked for, newest first.
@@ -62,18 +63,16 @@ fn version_in(text: &str) -> Option<(u32, String)> {
     Some((digits.parse().ok()?, version.to_owned()))
 }
 
-/// A program with no environment but where to find others: ours may hold secrets.
-fn bare(path: &Path) -> Command {
-    let mut command = Command::new(path);
-    command.env_clear().stdin(Stdio::null()).kill_on_drop(true);
-    if let Some(path) = std::env::var_os("PATH") {
-        command.env("PATH", path);
-    }
+/// A program with the environment that every one of them gets: ours may hold secrets.
+fn clean(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("LC_ALL", "C.UTF-8");
+    command.stdin(Stdio::null()).kill_on_drop(true);
     command
 }
 
 async fn version_of(path: &Path) -> Option<(u32, String)> {
-    let run = bare(path).arg("--version").output();
+    let run = clean(path).arg("--version").output();
     let output = tokio::time::timeout(std::time::Duration::from_secs(20), run).await.ok()?.ok()?;
     version_in(&String::from_utf8_lossy(&output.stdout))
 }
@@ -123,7 +122,7 @@ impl Tools {
     /// Does this `pg_dump` take a key for `\\restrict`?
     pub(super) async fn knows_restrict_key(&self) -> Result<bool, PostgresError> {
         let failed = |error: std::io::Error| PostgresError::Run { program: "pg_dump", detail: error.to_string() };
-        let output = bare(&self.folder.join("pg_dump")).arg("--help").output().await.map_err(failed)?;
+        let output = clean(&self.folder.join("pg_dump")).arg("--help").output().await.map_err(failed)?;
         Ok(String::from_utf8_lossy(&output.stdout).contains("--restrict-key"))
     }
 
@@ -136,25 +135,20 @@ impl Tools {
     ) -> Result<Program, PostgresError> {
         let run_failed = |detail: String| PostgresError::Run { program, detail };
         let endpoint = &server.config.endpoint;
-        let mut command = Command::new(self.folder.join(program));
+        let mut command = clean(&self.folder.join(program));
         let host: OsString = match &endpoint.host {
             PostgresHost::Tcp(host) => host.into(),
             PostgresHost::Unix(folder) => folder.into(),
         };
         command
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("LC_ALL", "C.UTF-8")
             .env("PGHOST", host)
             .env("PGPORT", endpoint.port.to_string())
             .env("PGUSER", &endpoint.user)
             .env("PGDATABASE", database)
             .env("PGAPPNAME", "altlas-backup")
             .env("PGCONNECT_TIMEOUT", "20")
-            .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         match server.config.tls_mode() {
             TlsMode::Disable => command.env("PGSSLMODE", "disable"),
             TlsMode::Require => command.env("PGSSLMODE", "require"),
@@ -220,6 +214,8 @@ impl Program {
 
     async fn ended(&self, what: &str, status: ExitStatus, stderr: JoinHandle<String>) -> Result<(), PostgresError> {
         let stderr = stderr.await.unwrap_or_default();
+        // Only it is fed with rows: what it may repeat of them has no place in our logs.
+        let stderr = if self.name == "psql" { psql_words(&stderr) } else { stderr };
         if status.success() {
             if !stderr.is_empty() {
                 tracing::warn!("{} for {what}: {stderr}", self.name);
@@ -305,8 +301,14 @@ impl Fed {
 async fn last_words(mut stderr: ChildStderr) -> String {
     let mut kept: VecDeque<u8> = VecDeque::new();
     let mut buffer = [0; 4096];
+    let mut line = 0;
     while let Ok(n @ 1..) = stderr.read(&mut buffer).await {
-        kept.extend(&buffer[..n]);
+        for byte in &buffer[..n] {
+            line = if *byte == b'\n' { 0 } else { line + 1 };
+            if line <= LINE_KEPT {
+                kept.push_back(*byte);
+            }
+        }
         let surplus = kept.len().saturating_sub(STDERR_KEPT);
         kept.drain(..surplus);
     }
