@@ -15,6 +15,7 @@ mod failures;
 mod fixture;
 mod harness;
 mod kill;
+mod memory;
 mod overwrite;
 mod roundtrip;
 mod secrecy;
