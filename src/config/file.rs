@@ -11,10 +11,11 @@ use crate::crypt::Recipient;
 use super::error::{ConfigError, Place, shown};
 use super::postgres::{POSTGRES_SECRET_HINT, PostgresUrl, url_error};
 use super::reader::{Document, Section};
+use super::redis::REDIS_SECRET_HINT;
 use super::url::{RepositoryUrl, parse_endpoint};
 use super::{
     Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, PasswordSource, PostgresConfig,
-    PostgresHost, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings, TlsMode, keys,
+    PostgresHost, RedisConfig, RedisEndpoint, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings, TlsMode, keys,
 };
 
 /// The environment variable that names the configuration file.
@@ -207,8 +208,9 @@ fn read_name(section: &Section<'_>) -> Option<SourceName> {
 }
 
 fn read_source(section: &Section<'_>, name: Option<SourceName>) -> Option<SourceConfig> {
-    match section.required_text("kind") {
-        Some("postgres") => section.check_keys(),
+    let read: fn(&Section<'_>, Option<&SourceName>) -> Option<SourceSettings> = match section.required_text("kind") {
+        Some("postgres") => |section, name| read_postgres(section, name).map(SourceSettings::Postgres),
+        Some("redis") => |section, name| read_redis(section, name).map(SourceSettings::Redis),
         Some(kind) if keys::PLANNED_KINDS.contains(&kind) => {
             let what = format!("kind `{kind}` is not supported by this version");
             section.report(ConfigError::NotSupported { at: section.at("kind"), what });
@@ -226,33 +228,58 @@ fn read_source(section: &Section<'_>, name: Option<SourceName>) -> Option<Source
             section.check_keys();
             return None;
         }
-    }
+    };
+    section.check_keys_of(section.text("kind").unwrap_or_default());
     let allow_empty = section.boolean("allow_empty").unwrap_or(false);
-    let settings = read_postgres(section, name.as_ref()).map(SourceSettings::Postgres);
+    let settings = read(section, name.as_ref());
     Some(SourceConfig { name: name?, allow_empty, settings: settings? })
+}
+
+/// Where this source's password belongs.
+fn secret_hint(name: Option<&SourceName>, general: &str) -> String {
+    match name {
+        Some(name) => format!(
+            "put the password into a file named by `password_file`, or into the environment variable {}",
+            name.password_variable()
+        ),
+        None => general.to_owned(),
+    }
+}
+
+fn read_password(section: &Section<'_>, name: Option<&SourceName>) -> Option<PasswordSource> {
+    match (section.path("password_file"), name) {
+        (Some(path), _) => Some(PasswordSource::File { path, key: section.at("password_file").key }),
+        (None, Some(name)) => Some(PasswordSource::variable_of(name)),
+        (None, None) => None,
+    }
+}
+
+fn read_redis(section: &Section<'_>, name: Option<&SourceName>) -> Option<RedisConfig> {
+    let endpoint = section.required_text("url").and_then(|text| {
+        let hint = secret_hint(name, REDIS_SECRET_HINT);
+        RedisEndpoint::parse(text)
+            .map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint)))
+            .ok()
+    });
+    let username = section.text("username").map(str::to_owned);
+    if username.is_some() && endpoint.as_ref().is_some_and(|endpoint| endpoint.user.is_some()) {
+        section.bad("username", "the url names a user too", Some("keep one of the two".to_owned()));
+    }
+    let password = read_password(section, name);
+    let allow_server_dump = section.boolean("allow_server_dump").unwrap_or(false);
+    let mut endpoint = endpoint?;
+    endpoint.user = endpoint.user.or(username);
+    Some(RedisConfig { endpoint, password: password?, allow_server_dump })
 }
 
 fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<PostgresConfig> {
     let url = section.required_text("url").and_then(|text| {
-        let secret_hint = match name {
-            Some(name) => format!(
-                "put the password into a file named by `password_file`, or into the environment variable {}",
-                name.password_variable()
-            ),
-            None => POSTGRES_SECRET_HINT.to_owned(),
-        };
-        PostgresUrl::parse(text)
-            .map_err(|problem| section.report(url_error(problem, *section.at("url"), &secret_hint)))
-            .ok()
+        let hint = secret_hint(name, POSTGRES_SECRET_HINT);
+        PostgresUrl::parse(text).map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint))).ok()
     });
     let ca_file = section.path("ca_file");
     let tls = read_tls(section, url.as_ref(), ca_file.is_some());
-    let password_file = section.path("password_file");
-    let password = match (password_file, name) {
-        (Some(path), _) => Some(PasswordSource::File { path, key: section.at("password_file").key }),
-        (None, Some(name)) => Some(PasswordSource::variable_of(name)),
-        (None, None) => None,
-    };
+    let password = read_password(section, name);
     let databases = read_databases(section);
     let tools_dir = section.path("tools_dir");
     let workers = section.integer("workers", 1..=16).unwrap_or(DEFAULT_WORKERS);

@@ -24,7 +24,9 @@ pub(super) const KEYS: &[&str] = &[
     "source.kind",
     "source.allow_empty",
     "source.url",
+    "source.username",
     "source.password_file",
+    "source.allow_server_dump",
     "source.tls",
     "source.ca_file",
     "source.databases",
@@ -44,9 +46,21 @@ pub(super) const PLANNED: &[(&str, &str)] = &[
 ];
 
 /// The kinds of source this version knows.
-pub(super) const KINDS: &[&str] = &["postgres"];
+pub(super) const KINDS: &[&str] = &["postgres", "redis"];
 /// The kinds of source that later versions will know.
-pub(super) const PLANNED_KINDS: &[&str] = &["redis", "nats"];
+pub(super) const PLANNED_KINDS: &[&str] = &["nats"];
+
+/// Keys of a source that only one kind has.
+const OF_ONE_KIND: &[(&str, &[&str])] = &[
+    ("postgres", &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout"]),
+    ("redis", &["username", "allow_server_dump"]),
+];
+
+/// The kind that alone has this key of a source, if it is another than `kind`.
+pub(super) fn of_another_kind(kind: &str, name: &str) -> Option<&'static str> {
+    let owner = OF_ONE_KIND.iter().find(|(_, names)| names.contains(&name)).map(|(owner, _)| *owner);
+    owner.filter(|owner| *owner != kind)
+}
 
 /// The names directly under a table (`""` is the root), each once.
 pub(super) fn children(table: &str) -> Vec<&'static str> {

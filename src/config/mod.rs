@@ -13,6 +13,7 @@ mod file;
 mod keys;
 mod postgres;
 mod reader;
+mod redis;
 mod secret;
 mod shapes;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod url;
 pub use error::{ConfigError, Place};
 pub use file::{CONFIG_VARIABLE, DEFAULT_PATHS};
 pub use postgres::{NamePattern, PasswordSource, PostgresConfig, PostgresEndpoint, PostgresHost, TlsMode};
+pub use redis::{RedisConfig, RedisEndpoint};
 pub use secret::{CATALOG_IDENTITY_VARIABLE, HeldIdentities, IDENTITY_VARIABLE, S3Credentials};
 pub use shapes::{
     Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, RepositoryConfig, S3Config, SourceConfig, SourceName,

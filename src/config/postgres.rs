@@ -235,7 +235,7 @@ fn part(text: &str) -> Result<Option<String>, UrlProblem> {
 }
 
 /// `host:port`, `[::1]:port` or either without the port.
-fn split_port(place: &str) -> Result<(&str, Option<&str>), UrlProblem> {
+pub(super) fn split_port(place: &str) -> Result<(&str, Option<&str>), UrlProblem> {
     let (host, rest) = if place.starts_with('[') {
         match place.find(']') {
             Some(end) => place.split_at(end + 1),
@@ -251,7 +251,7 @@ fn split_port(place: &str) -> Result<(&str, Option<&str>), UrlProblem> {
     }
 }
 
-fn parse_host(host: &str) -> Result<PostgresHost, UrlProblem> {
+pub(super) fn parse_host(host: &str) -> Result<PostgresHost, UrlProblem> {
     if host.starts_with('/') {
         return Ok(PostgresHost::Unix(PathBuf::from(host)));
     }
@@ -345,6 +345,18 @@ impl PasswordSource {
     pub fn variable_of(name: &SourceName) -> Self {
         Self::Variable(name.password_variable())
     }
+
+    /// Reads the password; `None` where none is configured, for servers that ask for none.
+    ///
+    /// # Errors
+    /// A password file that cannot be read, is empty or is not text.
+    pub fn read(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Option<SecretString>, ConfigError> {
+        match self {
+            Self::File { path, key } => secret::read_file(path, key).map(Some),
+            Self::Variable(variable) => Ok(secret::read_variable(variable, env)),
+            Self::Given(password) => Ok(Some(password.clone())),
+        }
+    }
 }
 
 /// A PostgreSQL server as a source, or as the target of a restore.
@@ -352,7 +364,7 @@ impl PasswordSource {
 pub struct PostgresConfig {
     /// Where it is.
     pub endpoint: PostgresEndpoint,
-    /// Where the password comes from; read it with [`PostgresConfig::password`].
+    /// Where the password comes from; read it with [`PasswordSource::read`].
     pub password: PasswordSource,
     /// What was configured for TLS, if anything; [`PostgresConfig::tls_mode`] decides.
     pub tls: Option<TlsMode>,
@@ -377,18 +389,6 @@ impl PostgresConfig {
             (_, Some(mode)) => mode,
             (host, None) if host.is_local() && self.ca_file.is_none() => TlsMode::Disable,
             _ => TlsMode::VerifyFull,
-        }
-    }
-
-    /// Reads the password; `None` where none is configured, for servers that ask for none.
-    ///
-    /// # Errors
-    /// A password file that cannot be read, is empty or is not text.
-    pub fn password(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Option<SecretString>, ConfigError> {
-        match &self.password {
-            PasswordSource::File { path, key } => secret::read_file(path, key).map(Some),
-            PasswordSource::Variable(variable) => Ok(secret::read_variable(variable, env)),
-            PasswordSource::Given(password) => Ok(Some(password.clone())),
         }
     }
 

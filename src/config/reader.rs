@@ -91,6 +91,26 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The same for a source, whose keys depend on its kind.
+    pub(super) fn check_keys_of(&self, kind: &str) {
+        self.check_keys();
+        for key in self.table.into_iter().flat_map(|table| table.keys()) {
+            let name: &str = key.get_ref();
+            let at = || self.doc.place(Some(key.span().start), keys::join(&self.path, name));
+            match keys::of_another_kind(kind, name) {
+                None => {}
+                Some(_) if matches!((kind, name), ("redis", "tls" | "ca_file")) => {
+                    let what = "TLS to Redis is not supported by this version".to_owned();
+                    self.doc.report(ConfigError::NotSupported { at: at(), what });
+                }
+                Some(other) => {
+                    let problem = format!("is a key of sources of kind `{other}`, this one is of kind `{kind}`");
+                    self.doc.report(ConfigError::BadValue { at: at(), problem, hint: Some("remove it".to_owned()) });
+                }
+            }
+        }
+    }
+
     fn value(&self, name: &str) -> Option<&'a Spanned<DeValue<'a>>> {
         debug_assert!(keys::children(&self.schema).contains(&name), "{name} is not in the list of keys");
         self.table?.get(name)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{ConfigError, PostgresConfig, RepositoryUrl};
+use super::{ConfigError, PasswordSource, PostgresConfig, RedisConfig, RepositoryUrl};
 use crate::crypt::Recipient;
 
 /// The zstd level of parts where none is configured: level 1 was both faster and smaller than 3 in our measurements.
@@ -116,6 +116,8 @@ pub struct SourceConfig {
 pub enum SourceSettings {
     /// `kind = "postgres"`.
     Postgres(PostgresConfig),
+    /// `kind = "redis"`.
+    Redis(RedisConfig),
 }
 
 impl SourceSettings {
@@ -123,6 +125,7 @@ impl SourceSettings {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Postgres(_) => "postgres",
+            Self::Redis(_) => "redis",
         }
     }
 
@@ -133,6 +136,15 @@ impl SourceSettings {
     pub fn at(&self, url: &str, password: Option<secrecy::SecretString>) -> Result<Self, ConfigError> {
         match self {
             Self::Postgres(config) => Ok(Self::Postgres(config.with_url(url, password)?)),
+            Self::Redis(config) => Ok(Self::Redis(config.with_url(url, password)?)),
+        }
+    }
+
+    /// Where its password comes from.
+    pub fn password(&self) -> &PasswordSource {
+        match self {
+            Self::Postgres(config) => &config.password,
+            Self::Redis(config) => &config.password,
         }
     }
 }

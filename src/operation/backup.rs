@@ -49,6 +49,8 @@ pub struct SourceOutcome {
     pub uploaded: u64,
     /// What was left out.
     pub uncovered: Vec<String>,
+    /// What to know of it.
+    pub notes: Vec<String>,
 }
 
 /// What a backup did.
@@ -263,6 +265,7 @@ async fn commit(
             stored: 0,
             uploaded: 0,
             uncovered: Vec::new(),
+            notes: Vec::new(),
         };
         match outcome {
             Err(error) => {
@@ -287,11 +290,14 @@ async fn commit(
                     tool: tool(),
                     cut,
                     uncovered: captured.uncovered.clone(),
+                    notes: captured.notes.clone(),
                     detail: captured.detail,
                     artifacts,
                 };
                 head.manifest = Some(commit.manifest(manifest).await?);
-                outcome_told.fill(&head, captured.uncovered);
+                outcome_told.fill(&head);
+                outcome_told.uncovered = captured.uncovered;
+                outcome_told.notes = captured.notes;
             }
         }
         in_head.push(head);
@@ -314,7 +320,7 @@ async fn commit(
 }
 
 impl SourceOutcome {
-    fn fill(&mut self, head: &HeadSource, uncovered: Vec<String>) {
+    fn fill(&mut self, head: &HeadSource) {
         self.state = head.state;
         self.artifacts = head.artifacts;
         self.rows = head.rows;
@@ -324,6 +330,5 @@ impl SourceOutcome {
         self.reused_parts = head.parts.saturating_sub(head.new_parts);
         self.stored = head.sizes.stored;
         self.uploaded = head.sizes.uploaded;
-        self.uncovered = uncovered;
     }
 }

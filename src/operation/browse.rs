@@ -95,6 +95,8 @@ pub struct ShownSource {
     pub cut: Cut,
     /// What was left out.
     pub uncovered: Vec<String>,
+    /// What to know of it, in words.
+    pub notes: Vec<String>,
     /// Everything there is, with its parts.
     pub artifacts: Vec<Artifact>,
 }
@@ -128,6 +130,7 @@ pub async fn show(context: &Context, selector: &Selector) -> Result<ShownBackup,
             name: source.name.clone(),
             cut: manifest.cut,
             uncovered: manifest.uncovered,
+            notes: manifest.notes,
             artifacts: manifest.artifacts,
         });
     }

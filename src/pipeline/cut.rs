@@ -1,9 +1,10 @@
-//! Where a stream of rows is cut into parts, and what its fingerprint is.
+//! Where a stream is cut into parts, and what the fingerprint of rows is.
 //!
 //! Cuts follow the content: after a row whose hash is small enough, so that equal rows make equal parts even where rows before
 //! them came or went, and after a rewrite of the table (research §1.3: 0 % new bytes after VACUUM FULL against 43 % for cuts at
 //! fixed places). The chance of a cut after a row grows with the row's length, which keeps parts near the target whatever the
-//! width of rows. The writer's policy, not the format (rule R5).
+//! width of rows. A stream without rows is cut the same way after any byte, by a rolling hash of the 64 before it. The writer's policy,
+//! not the format (rule R5).
 
 use crate::repository::{Fingerprint, MAX_PART};
 
@@ -14,7 +15,7 @@ const TARGET_PART: u64 = 8 * 1024 * 1024;
 
 /// The policy in words, for `epoch.json`.
 pub const CUT_POLICY: &str =
-    "rows; after a row whose XXH3-128 falls below its share of 6 MiB; at least 2 MiB, at most 32 MiB";
+    "rows; after a row whose XXH3-128 falls below its share of 6 MiB; other streams by a rolling hash of 64 bytes; at least 2 MiB, at most 32 MiB";
 
 /// Is there a cut after this row? `len` is the row's length with its line end, `part` the part's with the row.
 fn cut_after(part: u64, len: u64, hash: u128) -> bool {
@@ -85,9 +86,44 @@ pub(super) struct Piece {
     pub(super) continues: bool,
 }
 
+/// Finds cuts in a stream without rows: a gear hash, whose 64 bits remember as many bytes. Its table is of the epoch, so that the
+/// lengths of parts tell nothing to those who know what is stored.
+struct Slicer {
+    gear: Box<[u64; 256]>,
+    hash: u64,
+}
+
+impl Slicer {
+    fn new(seed: u64) -> Self {
+        let gear = std::array::from_fn(|byte| xxhash_rust::xxh3::xxh3_64_with_seed(&[byte as u8], seed));
+        Self { gear: Box::new(gear), hash: 0 }
+    }
+
+    /// Where to cut in `bytes`, which follow `before` bytes of the same piece: after so many of them.
+    fn cut(&mut self, before: usize, bytes: &[u8]) -> Option<usize> {
+        /// A cut after one byte in so many.
+        const BELOW: u64 = u64::MAX / (TARGET_PART - MIN_PART);
+        // What is before the first possible cut by more than the hash remembers does not matter.
+        let skip = (MIN_PART as usize - 64).saturating_sub(before).min(bytes.len());
+        for (at, byte) in bytes.iter().enumerate().skip(skip) {
+            self.hash = (self.hash << 1).wrapping_add(self.gear[usize::from(*byte)]);
+            if self.hash < BELOW && before + at + 1 >= MIN_PART as usize {
+                self.hash = 0;
+                return Some(at + 1);
+            }
+        }
+        None
+    }
+}
+
+enum Policy {
+    Rows(RowHasher),
+    Slices(Slicer),
+}
+
 /// Cuts one artifact. Give it bytes; it hands back pieces as they become complete.
 pub(super) struct Cutter {
-    hasher: RowHasher,
+    policy: Policy,
     piece: Vec<u8>,
     rows: u64,
     /// Where in `piece` the row begins that has not ended.
@@ -97,8 +133,18 @@ pub(super) struct Cutter {
 }
 
 impl Cutter {
-    pub(super) fn new(seed: u64) -> Self {
-        Self { hasher: RowHasher::new(seed), piece: Vec::new(), rows: 0, row_start: 0, raw: 0 }
+    /// For lines.
+    pub(super) fn rows(seed: u64) -> Self {
+        Self::new(Policy::Rows(RowHasher::new(seed)))
+    }
+
+    /// For a stream that has none.
+    pub(super) fn slices(seed: u64) -> Self {
+        Self::new(Policy::Slices(Slicer::new(seed)))
+    }
+
+    fn new(policy: Policy) -> Self {
+        Self { policy, piece: Vec::new(), rows: 0, row_start: 0, raw: 0 }
     }
 
     /// Bytes that wait for their cut.
@@ -116,16 +162,26 @@ impl Cutter {
                 return (taken, Some(self.full()));
             }
             let offered = &bytes[taken..bytes.len().min(taken + room)];
-            let (n, ended) = self.hasher.take(offered);
+            let before = self.piece.len();
+            let (n, cut) = match &mut self.policy {
+                Policy::Rows(hasher) => {
+                    let (n, ended) = hasher.take(offered);
+                    if ended.is_some() {
+                        self.rows += 1;
+                        self.row_start = before + n;
+                    }
+                    (n, ended.is_some_and(|(hash, len)| cut_after((before + n) as u64, len, hash)))
+                }
+                Policy::Slices(slicer) => match slicer.cut(before, offered) {
+                    Some(n) => (n, true),
+                    None => (offered.len(), false),
+                },
+            };
             self.piece.extend_from_slice(&offered[..n]);
             taken += n;
             self.raw += n as u64;
-            if let Some((hash, len)) = ended {
-                self.rows += 1;
-                self.row_start = self.piece.len();
-                if cut_after(self.piece.len() as u64, len, hash) {
-                    return (taken, Some(self.cut(self.piece.len(), false)));
-                }
+            if cut {
+                return (taken, Some(self.cut(self.piece.len(), false)));
             }
         }
         (taken, None)
@@ -133,9 +189,10 @@ impl Cutter {
 
     /// The piece is as long as a part may be: cut before the row that does not fit, or inside it if it is alone.
     fn full(&mut self) -> Piece {
-        match self.row_start {
-            0 => self.cut(self.piece.len(), true),
-            start => self.cut(start, false),
+        match (&self.policy, self.row_start) {
+            (Policy::Slices(_), _) => self.cut(self.piece.len(), false),
+            (Policy::Rows(_), 0) => self.cut(self.piece.len(), true),
+            (Policy::Rows(_), start) => self.cut(start, false),
         }
     }
 
@@ -148,10 +205,14 @@ impl Cutter {
     }
 
     /// The last piece, if there is one, the length of all of them and the fingerprint; `None` for that where the last line does
-    /// not end.
+    /// not end, and where there are no rows.
     pub(super) fn finish(self) -> (Option<Piece>, u64, Option<Fingerprint>) {
         let last = (!self.piece.is_empty()).then_some(Piece { bytes: self.piece, rows: self.rows, continues: false });
-        (last, self.raw, self.hasher.finish())
+        let fingerprint = match self.policy {
+            Policy::Rows(hasher) => hasher.finish(),
+            Policy::Slices(_) => None,
+        };
+        (last, self.raw, fingerprint)
     }
 }
 
@@ -163,7 +224,10 @@ mod tests {
     use super::*;
 
     fn cut_all(bytes: &[u8], step: usize) -> (Vec<Piece>, Option<Fingerprint>) {
-        let mut cutter = Cutter::new(7);
+        cut_by(Cutter::rows(7), bytes, step)
+    }
+
+    fn cut_by(mut cutter: Cutter, bytes: &[u8], step: usize) -> (Vec<Piece>, Option<Fingerprint>) {
         let mut pieces = Vec::new();
         for chunk in bytes.chunks(step.max(1)) {
             let mut chunk = chunk;
@@ -213,6 +277,28 @@ mod tests {
         let (after, _) = cut_all(&longer, 8192);
         let same = after.iter().filter(|piece| before.contains(piece)).count();
         assert!(before.len() > 4 && same + 2 >= before.len(), "{same} of {} survived", before.len());
+    }
+
+    #[test]
+    fn slices_follow_the_content_however_it_comes() {
+        // No line ends, nor anything like them.
+        let bytes: Vec<u8> = rows(300_000, 300).into_iter().filter(|byte| *byte != b'\n').collect();
+        let (pieces, fingerprint) = cut_by(Cutter::slices(7), &bytes, 64 * 1024);
+        assert!(fingerprint.is_none() && pieces.iter().all(|piece| piece.rows == 0 && !piece.continues));
+        assert_eq!(pieces.iter().flat_map(|p| p.bytes.clone()).collect::<Vec<_>>(), bytes);
+        let (last, whole) = pieces.split_last().unwrap();
+        assert!(whole.iter().all(|p| p.bytes.len() as u64 >= MIN_PART && p.bytes.len() as u64 <= MAX_PART));
+        assert!(last.bytes.len() as u64 <= MAX_PART);
+        let mean = (bytes.len() / pieces.len()) as u64;
+        assert!((TARGET_PART / 2..TARGET_PART * 2).contains(&mean), "mean {mean}");
+        assert_eq!(cut_by(Cutter::slices(7), &bytes, 999).0, pieces);
+        assert_ne!(cut_by(Cutter::slices(8), &bytes, 999).0, pieces, "another epoch, other cuts");
+        let (longer, _) = cut_by(Cutter::slices(7), &[b"something before".as_slice(), &bytes].concat(), 4096);
+        let same = longer.iter().filter(|piece| pieces.contains(piece)).count();
+        assert!(pieces.len() > 4 && same + 2 >= pieces.len(), "{same} of {} survived", pieces.len());
+        // The same byte for ever has no cut: a part is as long as it may be.
+        let (same, _) = cut_by(Cutter::slices(7), &vec![0; MAX_PART as usize + 10], 1 << 20);
+        assert!(same.iter().all(|piece| piece.bytes.len() as u64 <= MAX_PART), "{}", same.len());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
     cut::{Cutter, Piece},
 };
 use crate::{
-    repository::{Artifact, Epoch, Format, PartName, PartRef, ReusableParts, Reuse, RunTail, StoredPart, part_key},
+    repository::{Artifact, Epoch, Fingerprint, Format, PartName, PartRef, ReusableParts, Reuse, RunTail, StoredPart, part_key},
     store::{Store, StoreErrorKind},
 };
 
@@ -245,7 +245,7 @@ struct OpenArtifact {
     path: String,
     format: Format,
     raw: u64,
-    fingerprint: Option<crate::repository::Fingerprint>,
+    fingerprint: Option<Fingerprint>,
     detail: Value,
     parts: Vec<oneshot::Receiver<PartRef>>,
 }
@@ -271,7 +271,10 @@ impl SnapshotWriter {
             snapshot: self,
             path: path.into(),
             format,
-            cutter: Cutter::new(self.pipeline.epoch.keys.fingerprint_seed()),
+            cutter: match format {
+                Format::Sql | Format::CopyText => Cutter::rows(self.pipeline.epoch.keys.fingerprint_seed()),
+                Format::Rdb => Cutter::slices(self.pipeline.epoch.keys.fingerprint_seed()),
+            },
             lease: None,
             parts: Vec::new(),
             _slot: slot,
@@ -420,18 +423,28 @@ impl ArtifactWriter<'_> {
     ///
     /// # Errors
     /// What made a part of this snapshot fail; for rows, a last line without an end.
-    pub async fn finish(
-        mut self,
-        detail: Value,
-    ) -> Result<(u64, Option<crate::repository::Fingerprint>), PipelineError> {
-        let cutter = std::mem::replace(&mut self.cutter, Cutter::new(0));
-        let (last, raw, fingerprint) = cutter.finish();
+    pub async fn finish(self, detail: Value) -> Result<(u64, Option<Fingerprint>), PipelineError> {
+        self.end(None, detail)
+    }
+
+    /// The same, of an artifact whose fingerprint only its source can tell.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail.
+    pub async fn finish_with(self, fingerprint: Option<Fingerprint>, detail: Value) -> Result<u64, PipelineError> {
+        Ok(self.end(fingerprint, detail)?.0)
+    }
+
+    fn end(mut self, told: Option<Fingerprint>, detail: Value) -> Result<(u64, Option<Fingerprint>), PipelineError> {
+        let cutter = std::mem::replace(&mut self.cutter, Cutter::rows(0));
+        let (last, raw, counted) = cutter.finish();
         if let Some(piece) = last {
             self.submit(piece)?;
         }
         let fingerprint = match self.format {
             Format::Sql => None,
-            Format::CopyText => fingerprint,
+            Format::CopyText => counted,
+            Format::Rdb => told,
         };
         self.snapshot.artifacts.lock().unwrap_or_else(PoisonError::into_inner).push(OpenArtifact {
             path: std::mem::take(&mut self.path),

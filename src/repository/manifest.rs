@@ -43,6 +43,8 @@ pub enum Format {
     Sql,
     /// Rows as `COPY … TO STDOUT` in text format delivers them, one a line.
     CopyText,
+    /// A slice of a Redis RDB file; the parts in order are the file.
+    Rdb,
 }
 
 /// Order-independent proof of a table's content. Two tables with equal fingerprints under one seed hold the same rows.
@@ -119,6 +121,9 @@ pub struct Manifest {
     pub cut: Cut,
     /// What was left out, in words.
     pub uncovered: Vec<String>,
+    /// What to know of the snapshot, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// What the source needs to know to restore itself.
     pub detail: Value,
     /// Everything there is.

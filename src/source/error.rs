@@ -1,6 +1,6 @@
 //! What can go wrong with a source, whatever its kind.
 
-use super::{Refusal, postgres::PostgresError};
+use super::{Refusal, postgres::PostgresError, redis::RedisError};
 use crate::pipeline::PipelineError;
 
 /// A failed call on a source.
@@ -10,6 +10,9 @@ pub enum SourceError {
     /// PostgreSQL.
     #[error(transparent)]
     Postgres(#[from] PostgresError),
+    /// Redis.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
     /// The way to or from the repository.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -40,6 +43,7 @@ impl SourceError {
     pub fn hint(&self) -> Option<String> {
         match self {
             SourceError::Postgres(error) => error.hint(),
+            SourceError::Redis(error) => error.hint(),
             SourceError::Pipeline(error) => error.hint(),
             SourceError::Refused { refusals } => {
                 Some(refusals.iter().map(|refusal| refusal.hint.as_str()).collect::<Vec<_>>().join("; "))

@@ -4,6 +4,7 @@
 
 mod error;
 pub mod postgres;
+pub mod redis;
 
 use std::sync::Arc;
 
@@ -85,6 +86,8 @@ pub struct Captured {
     pub detail: Value,
     /// What was left out, in words.
     pub uncovered: Vec<String>,
+    /// What to know of it, in words.
+    pub notes: Vec<String>,
     /// There was nothing to capture.
     pub empty: bool,
 }
@@ -94,6 +97,8 @@ pub struct Captured {
 pub struct RestoreRequest {
     /// Databases to restore, each under a name of its own; all under their own names where this is empty.
     pub databases: Vec<(String, String)>,
+    /// Write a file for the server to load instead of restoring into one.
+    pub to_file: Option<std::path::PathBuf>,
     /// Replace what is there.
     pub overwrite: bool,
 }
@@ -128,7 +133,7 @@ pub struct RestorePlan {
 pub enum Compared {
     /// The fingerprints are equal.
     Same,
-    /// They differ, between two major versions that may print the same value differently.
+    /// It could not be found out. Notes say why.
     Inconclusive,
 }
 
@@ -148,6 +153,8 @@ pub struct RestoredItem {
 /// What a restore did.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Restored {
+    /// What the items are: `table`, `database`.
+    pub unit: &'static str,
     /// Everything that was restored and compared.
     pub items: Vec<RestoredItem>,
     /// What to know afterwards, such as the command that drops what was kept.
@@ -175,9 +182,9 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// # Errors
 /// A secret that cannot be read.
 pub fn open(settings: &SourceSettings, env: Env<'_>) -> Result<Arc<dyn Source>, ConfigError> {
+    let password = settings.password().read(env)?;
     Ok(match settings {
-        SourceSettings::Postgres(settings) => {
-            Arc::new(postgres::PostgresSource::new(settings.clone(), settings.password(env)?))
-        }
+        SourceSettings::Postgres(settings) => Arc::new(postgres::PostgresSource::new(settings.clone(), password)),
+        SourceSettings::Redis(settings) => Arc::new(redis::RedisSource::new(settings.clone(), password)),
     })
 }

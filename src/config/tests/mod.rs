@@ -26,8 +26,10 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 }
 
 fn postgres(config: &Config) -> &PostgresConfig {
-    let SourceSettings::Postgres(postgres) = &config.sources.first().unwrap().settings;
-    postgres
+    match &config.sources.first().unwrap().settings {
+        SourceSettings::Postgres(postgres) => postgres,
+        other => panic!("{}", other.kind()),
+    }
 }
 
 /// The source of [`SOURCE`] with more lines, or another URL.
@@ -43,6 +45,34 @@ fn example(text: &str) -> String {
         text = text.replace(nobody, &crate::crypt::Identity::generate().recipient().to_string());
     }
     text
+}
+
+#[test]
+fn redis_urls() {
+    let read = |url: &str, more: &str| {
+        let text = format!("{FILE}[[source]]\nname = \"cache\"\nkind = \"redis\"\nurl = \"{url}\"\n{more}\n");
+        match &parse(&text).unwrap().sources[0].settings {
+            SourceSettings::Redis(redis) => redis.clone(),
+            other => panic!("{}", other.kind()),
+        }
+    };
+    for (url, more, want) in [
+        ("redis://redis", "", "redis://redis:6379"),
+        ("redis://redis:6380/", "", "redis://redis:6380"),
+        ("redis://[::1]:7", "", "redis://[::1]:7"),
+        ("redis://backup@10.0.0.1", "", "redis://backup@10.0.0.1:6379"),
+        ("redis://a%40b@c", "", "redis://a%40b@c:6379"),
+        ("redis://c", "username = \"backup\"", "redis://backup@c:6379"),
+    ] {
+        assert_eq!(read(url, more).endpoint.to_string(), want);
+    }
+    let config = read("redis://backup@c", "allow_server_dump = true");
+    assert!(config.allow_server_dump && !read("redis://c", "").allow_server_dump);
+    // A target's user is the source's where its URL names none.
+    assert_eq!(config.with_url("redis://new:1", None).unwrap().endpoint.to_string(), "redis://backup@new:1");
+    assert_eq!(config.with_url("redis://a@new", None).unwrap().endpoint.to_string(), "redis://a@new:6379");
+    let error = config.with_url("redis://a:hunter2@new", None).unwrap_err().to_string();
+    assert!(error.contains("--target") && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
@@ -76,11 +106,12 @@ fn keys_of(table: &toml::Table, path: &str, out: &mut Vec<String>) {
 #[test]
 fn the_example_is_valid_and_complete() {
     let config = parse(&example(EXAMPLE)).unwrap();
-    assert_eq!(config.sources_matching(&[]).unwrap().len(), 1);
+    assert_eq!(config.sources_matching(&[]).unwrap().len(), 2);
     parse(&whole_example()).unwrap();
     let mut found = Vec::new();
     keys_of(&whole_example().parse().unwrap(), "", &mut found);
     found.sort();
+    found.dedup();
     let mut known: Vec<_> = keys::KEYS.iter().map(|key| (*key).to_owned()).collect();
     known.sort();
     assert_eq!(found, known);
@@ -108,6 +139,9 @@ fn defaults() {
 fn problems_are_named() {
     let file = |more: &str| format!("{FILE}{more}");
     let source = |more: &str| format!("{FILE}{SOURCE}{more}");
+    let redis = |url: &str, more: &str| {
+        format!("{FILE}[[source]]\nname = \"cache\"\nkind = \"redis\"\nurl = \"{url}\"\n{more}\n")
+    };
     let url = |url: &str| format!("[repository]\nurl = \"{url}\"\n");
     let cases: Vec<(String, &str, &str)> = vec![
         (String::new(), "/etc/t.toml: `repository.url`: is missing", ""),
@@ -187,7 +221,20 @@ fn problems_are_named() {
         (source("allow_empty = 1\n"), "`source[0].allow_empty`: expected true or false", ""),
         (source(SOURCE), "/etc/t.toml:8:8: `source[1].name`: the name `db` is taken", ""),
         (source("").replace("\"db\"", "\"Db\""), "`Db` cannot be a source's name", "lower-case"),
-        (source("").replace("\"postgres\"", "\"redis\""), "kind `redis` is not supported by this version", "remove it"),
+        (source("").replace("\"postgres\"", "\"redis\""), "`source[0].url`: is not a Redis url", "redis://host:6379"),
+        (redis("redis://c", "databases = [\"a\"]"), "`source[0].databases`: is a key of sources of kind `postgres`", "remove"),
+        (redis("redis://c", "tls = \"disable\""), "`source[0].tls`: TLS to Redis is not supported", "remove"),
+        (source("username = \"a\"\n"), "`source[0].username`: is a key of sources of kind `redis`", "remove it"),
+        (redis("redis://a@c", "username = \"b\""), "`source[0].username`: the url names a user too", "keep one"),
+        (redis("rediss://c", ""), "`source[0].url`: TLS to Redis is not supported by this version", ""),
+        (redis("redis://u:hunter2@c", ""), "`source[0].url`: the url holds a secret", "ALTLAS_BACKUP_CACHE_PASSWORD"),
+        (redis("redis://:hunter2@c", ""), "`source[0].url`: the url holds a secret", "password_file"),
+        (redis("redis://hun/ter2@c", ""), "`source[0].url`: the url holds a secret", "password_file"),
+        (redis("redis://c/3", ""), "`source[0].url`: names a database", "redis://host:6379"),
+        (redis("redis://c:6379?a=b", ""), "`source[0].url`: holds more than user, host and port", "redis://host:6379"),
+        (redis("redis://c:0", ""), "the port is not a number", ""),
+        (redis("redis://", ""), "names no host", "redis://host:6379"),
+        (redis("redis:///run/redis.sock", ""), "`source[0].url`: names", "redis://host:6379"),
         (source("streams = []\n").replace("\"postgres\"", "\"nats\""), "kind `nats` is not supported", "remove it"),
         (
             source("").replace("\"postgres\"", "\"postgresql\""),
@@ -282,7 +329,7 @@ fn another_target() {
     assert!(matches!(&target.password, PasswordSource::File { path, .. } if path == Path::new("/etc/p")));
     let given = config.with_url("postgres://v@db/y?sslmode=disable", Some(SecretString::from("hunter2"))).unwrap();
     assert_eq!(given.tls_mode(), TlsMode::Disable);
-    assert_eq!(given.password(&no_env).unwrap().unwrap().expose_secret(), "hunter2");
+    assert_eq!(given.password.read(&no_env).unwrap().unwrap().expose_secret(), "hunter2");
     assert!(!format!("{given:?}").contains("hunter2"));
     let error = config.with_url("postgres://v:hunter2@db/y", None).unwrap_err();
     assert!(error.to_string().starts_with("`--target`: the url holds a secret"), "{error}");
@@ -401,12 +448,12 @@ fn postgres_passwords() {
     let origin = dir.path().join("c.toml");
     let env = |name: &str| (name == "ALTLAS_BACKUP_DB_PASSWORD").then(|| "from-env".to_owned());
     let by_variable = Config::from_text(&text, &origin, None).unwrap();
-    assert_eq!(postgres(&by_variable).password(&env).unwrap().unwrap().expose_secret(), "from-env");
-    assert!(postgres(&by_variable).password(&no_env).unwrap().is_none());
+    assert_eq!(postgres(&by_variable).password.read(&env).unwrap().unwrap().expose_secret(), "from-env");
+    assert!(postgres(&by_variable).password.read(&no_env).unwrap().is_none());
     let by_file = Config::from_text(&format!("{text}password_file = \"p\"\n"), &origin, None).unwrap();
-    assert_eq!(postgres(&by_file).password(&env).unwrap().unwrap().expose_secret(), "hunter2 ");
+    assert_eq!(postgres(&by_file).password.read(&env).unwrap().unwrap().expose_secret(), "hunter2 ");
     std::fs::remove_file(dir.path().join("p")).unwrap();
-    let error = postgres(&by_file).password(&env).unwrap_err().to_string();
+    let error = postgres(&by_file).password.read(&env).unwrap_err().to_string();
     assert!(error.contains("`source[0].password_file`") && error.contains("No such file"), "{error}");
 }
 

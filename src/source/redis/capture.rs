@@ -1,0 +1,383 @@
+//! From a server into the pipeline: the file as it comes, and what is in it, counted as it passes.
+//!
+//! Three things run side by side. One reads the socket; one, on a thread of its own, walks through the file and lets its bytes pass
+//! no further than its end; one writes into the pipeline. The end of the file is where the walk ends, not where a mark is found: a mark's
+//! bytes may be in a value, or split over two reads.
+
+use std::io::{self, Read};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::{
+    dump::{Announced, Dump, MARK},
+    error::RedisError,
+    facts::Facts,
+    form::{self, Form},
+    rdb::{self, RdbError},
+    server::Server,
+    tally::{Contents, Tally},
+};
+use crate::{
+    pipeline::{Cut, Format, PipelineError, SnapshotWriter},
+    source::{Capture, Captured, SourceError},
+};
+
+/// The artifact.
+pub(super) const PATH: &str = "dump.rdb";
+/// Chunks between the three, of 128 KiB at most.
+const CHUNKS: usize = 8;
+
+/// What a manifest says of a Redis snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Detail {
+    /// Product and version of the source.
+    pub(super) server: String,
+    /// The file's version, as it is written: `10`, `VALKEY080`.
+    pub(super) rdb: String,
+    /// How it was taken.
+    pub(super) form: String,
+    /// Does the file end with a checksum? Where it does, it held.
+    pub(super) checksum: bool,
+    /// What is in it; absent where the file is newer than this program knows.
+    pub(super) contents: Option<Contents>,
+}
+
+/// A dump whose cut is taken.
+pub(super) struct RedisCapture {
+    dump: Dump,
+    facts: Facts,
+    server: String,
+}
+
+impl RedisCapture {
+    pub(super) async fn begin(server: &Server) -> Result<Self, RedisError> {
+        let session = server.session().await?;
+        let facts = Facts::ask(server, &session).await?;
+        let allowed = server.config.allow_server_dump;
+        let (form, why) = form::choose(&facts, allowed)
+            .map_err(|reason| RedisError::NoForm { server: server.name(), reason })?;
+        tracing::debug!("{}: dump by {}: {why}", server.name(), form.name());
+        let dump = match Dump::request(server, form).await {
+            Ok(dump) => dump,
+            Err(error) => return Err(aftermath(server, form, error).await),
+        };
+        Ok(Self { dump, facts, server: server.name() })
+    }
+}
+
+/// A failed save may have made the server refuse writes: that is said.
+async fn aftermath(server: &Server, form: Form, error: RedisError) -> RedisError {
+    if form != Form::Disk || !matches!(error, RedisError::Said { .. } | RedisError::Broken { .. }) {
+        return error;
+    }
+    let Ok(session) = server.session().await else { return error };
+    let Ok(facts) = Facts::ask(server, &session).await else { return error };
+    let failed = facts.saving.as_ref().is_some_and(|saving| !saving.last_ok);
+    let stops = facts.settings.as_ref().is_none_or(|settings| settings.stop_writes_on_save_error);
+    match (failed, stops) {
+        (true, true) => RedisError::Aftermath { error: Box::new(error) },
+        _ => error,
+    }
+}
+
+#[async_trait]
+impl Capture for RedisCapture {
+    fn cut(&self) -> Cut {
+        let anchor = json!({"replication_id": self.dump.replication_id, "offset": self.dump.offset});
+        Cut { at: self.dump.at, anchor }
+    }
+
+    async fn transfer(self: Box<Self>, into: &SnapshotWriter) -> Result<Captured, SourceError> {
+        let Self { dump, facts, server } = *self;
+        let form = dump.form;
+        let progress = into.progress().clone();
+        progress.set_phase(format!("reading the dump of {server}"));
+        let mut writer = into.artifact(PATH, Format::Rdb).await?;
+        let (taken, pass) = take(dump, into.fingerprint_seed(), Tally::new(Some(progress)));
+        let mut pass = pass;
+        let writing = async {
+            while let Some(chunk) = pass.recv().await {
+                writer.write(&chunk).await?;
+            }
+            // With the channel everything before it stops, if this ended early.
+            drop(pass);
+            Ok::<_, PipelineError>(())
+        };
+        // The writer's failure comes first: whatever the others say then is an echo.
+        let (written, taken) = tokio::join!(writing, taken);
+        written?;
+        let taken = taken?;
+        let mut detail = Detail {
+            server: facts.name(),
+            rdb: taken.version,
+            form: form.name().into(),
+            checksum: taken.checksum,
+            contents: None,
+        };
+        let mut notes = Vec::new();
+        let (mut fingerprint, mut empty) = (None, facts.saving.is_some() && facts.keys.is_empty());
+        match taken.tally {
+            Some(tally) => {
+                if facts.version.is_none() {
+                    detail.server = format!("Redis {}", tally.version);
+                }
+                let (contents, _) = tally.finish();
+                let all = contents.fingerprint(taken.length);
+                (fingerprint, empty) = (Some(all), all.rows == 0);
+                notes.extend(said_of(&contents));
+                detail.contents = Some(contents);
+            }
+            None => notes.push(format!(
+                "the dump is of RDB version {}, which this program does not know: it is stored as it is, with no counts and no \
+                 fingerprint, and can be restored by file only",
+                detail.rdb
+            )),
+        }
+        writer.finish_with(fingerprint, serde_json::Value::Null).await?;
+        let detail = serde_json::to_value(detail)
+            .map_err(|error| RedisError::Detail { detail: error.to_string() })?;
+        Ok(Captured { detail, uncovered: Vec::new(), notes, empty })
+    }
+}
+
+/// What to know of the contents.
+fn said_of(contents: &Contents) -> Vec<String> {
+    let mut notes: Vec<String> = contents
+        .module_keys
+        .iter()
+        .map(|(module, keys)| {
+            let keys = crate::report::count(*keys, "key");
+            format!("{keys} of module type `{module}`: stored, but their content is not in the fingerprint")
+        })
+        .collect();
+    notes.extend(contents.module_data.iter().map(|module| {
+        format!("module `{module}` has data that belongs to no key: stored; only a restore by file brings it back")
+    }));
+    notes
+}
+
+/// A file that was read to its end.
+pub(super) struct Taken<V> {
+    /// Its version.
+    pub(super) version: String,
+    /// Its bytes.
+    pub(super) length: u64,
+    /// Has it a checksum?
+    pub(super) checksum: bool,
+    /// What the walk gave; absent where the file is newer than this program knows.
+    pub(super) tally: Option<V>,
+}
+
+/// Reads a dump to its end: a future that does it, and the bytes of the file as they pass. The future ends early when the receiver
+/// is dropped.
+pub(super) fn take<V: rdb::Visitor + Send + 'static>(
+    mut dump: Dump,
+    seed: u64,
+    visitor: V,
+) -> (impl Future<Output = Result<Taken<V>, RedisError>>, mpsc::Receiver<Bytes>) {
+    let (pass, passed) = mpsc::channel(CHUNKS);
+    let taking = async move {
+        let server = dump.server().to_owned();
+        let announced = dump.announced().await?;
+        let (chunks, read) = mpsc::channel(CHUNKS);
+        let name = server.clone();
+        let walking = tokio::task::spawn_blocking(move || follow(read, pass, announced, seed, visitor, &name));
+        let length = read_dump(dump, announced, chunks).await;
+        let walked = walking.await;
+        // What the socket said is the cause, where the walk only found that bytes were missing.
+        let received = length?;
+        match walked {
+            Ok(Err(RedisError::Rdb { error: RdbError::Truncated { .. }, .. })) => {
+                let of = match announced {
+                    Announced::Length(length) => Some(length),
+                    Announced::Mark(_) => None,
+                };
+                Err(RedisError::CutShort { server, received, of })
+            }
+            Ok(walked) => walked,
+            // A panic in the walk, or a runtime that shuts down.
+            Err(error) => Err(RedisError::End { server, detail: error.to_string() }),
+        }
+    };
+    (taking, passed)
+}
+
+/// From the socket to the walk, until one of them has had enough. Gives the bytes that came.
+async fn read_dump(mut dump: Dump, announced: Announced, chunks: mpsc::Sender<Bytes>) -> Result<u64, RedisError> {
+    let patience = match dump.form {
+        // The server's own limit, with room for what is on its way.
+        Form::Diskless { repl_timeout } => Some((repl_timeout / 2, repl_timeout)),
+        Form::Disk => None,
+    };
+    let mut received = 0;
+    loop {
+        let mut chunk = tokio::select! {
+            chunk = dump.chunk() => chunk?,
+            // The walk is at its end: the server need not close by itself.
+            () = chunks.closed() => return Ok(received),
+        };
+        if chunk.is_empty() {
+            return Ok(received);
+        }
+        if let Announced::Length(length) = announced {
+            chunk.truncate(usize::try_from(length - received).unwrap_or(usize::MAX));
+        }
+        received += chunk.len() as u64;
+        let passed = match patience {
+            None => chunks.send(chunk).await,
+            Some((bound, repl_timeout)) => match tokio::time::timeout(bound, chunks.send(chunk)).await {
+                Ok(passed) => passed,
+                Err(_) => {
+                    let server = dump.server().to_owned();
+                    return Err(RedisError::TooSlow { server, waited: bound, repl_timeout });
+                }
+            },
+        };
+        if passed.is_err() || matches!(announced, Announced::Length(length) if length == received) {
+            return Ok(received);
+        }
+    }
+}
+
+/// What comes from the socket, and goes on once more is asked for: then all of it belongs to the file.
+struct Passing {
+    read: mpsc::Receiver<Bytes>,
+    pass: mpsc::Sender<Bytes>,
+    current: Bytes,
+    at: usize,
+    /// Bytes that went on.
+    passed: u64,
+}
+
+/// The other end of a channel is gone, which says that the cause is there.
+fn gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "stopped")
+}
+
+impl Passing {
+    fn send(&mut self, bytes: Bytes) -> io::Result<()> {
+        self.passed += bytes.len() as u64;
+        if bytes.is_empty() { Ok(()) } else { self.pass.blocking_send(bytes).map_err(|_| gone()) }
+    }
+
+    /// Everything that is consumed goes on but the last `rest` bytes; those are given back, with what is left of the chunk.
+    fn end(&mut self, rest: usize) -> io::Result<Bytes> {
+        let current = std::mem::take(&mut self.current);
+        let end = self.at.saturating_sub(rest);
+        self.send(current.slice(..end))?;
+        Ok(current.slice(end..))
+    }
+}
+
+impl Read for Passing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.current.len() {
+            let done = std::mem::take(&mut self.current);
+            self.send(done)?;
+            self.at = 0;
+            match self.read.blocking_recv() {
+                Some(chunk) => self.current = chunk,
+                None => return Ok(0),
+            }
+        }
+        let n = buffer.len().min(self.current.len() - self.at);
+        buffer[..n].copy_from_slice(&self.current[self.at..self.at + n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// Walks through the file and lets exactly its bytes pass.
+fn follow<V: rdb::Visitor>(
+    read: mpsc::Receiver<Bytes>,
+    pass: mpsc::Sender<Bytes>,
+    announced: Announced,
+    seed: u64,
+    visitor: V,
+    server: &str,
+) -> Result<Taken<V>, RedisError> {
+    let mut passing = Passing { read, pass, current: Bytes::new(), at: 0, passed: 0 };
+    let walked = match rdb::walk(&mut passing, seed, visitor) {
+        Ok(walked) => walked,
+        Err(RdbError::TooNew { version }) => return unread(passing, announced, version, server),
+        Err(error) => return Err(RedisError::Rdb { server: server.to_owned(), error }),
+    };
+    let failed = |error: io::Error| RedisError::End { server: server.to_owned(), detail: error.to_string() };
+    let end = |detail: String| RedisError::End { server: server.to_owned(), detail };
+    let mut behind = passing.end(walked.rest.len()).map_err(failed)?;
+    match announced {
+        Announced::Length(length) if length != walked.length => {
+            return Err(end(format!("{length} bytes were announced, and its end is after {}", walked.length)));
+        }
+        Announced::Length(_) => {}
+        Announced::Mark(mark) => {
+            let mut found = Vec::with_capacity(MARK);
+            while found.len() < MARK {
+                let n = behind.len().min(MARK - found.len());
+                found.extend_from_slice(&behind[..n]);
+                if found.len() == MARK {
+                    break;
+                }
+                behind = passing.read.blocking_recv().ok_or_else(|| end("its end mark is missing".into()))?;
+            }
+            if found != mark {
+                return Err(end("another mark than the announced one follows it".into()));
+            }
+        }
+    }
+    Ok(Taken {
+        version: walked.version.to_string(),
+        length: walked.length,
+        checksum: walked.checksum,
+        tally: Some(walked.visitor),
+    })
+}
+
+/// A file that this program does not know passes whole: up to its announced length, or to the mark at the connection's end.
+fn unread<V>(
+    mut passing: Passing,
+    announced: Announced,
+    version: String,
+    server: &str,
+) -> Result<Taken<V>, RedisError> {
+    let failed = |error: io::Error| RedisError::End { server: server.to_owned(), detail: error.to_string() };
+    let hold = match announced {
+        Announced::Length(_) => 0,
+        Announced::Mark(_) => MARK,
+    };
+    let mut tail = Vec::new();
+    let mut next = Some(std::mem::take(&mut passing.current));
+    while let Some(chunk) = next {
+        tail.extend_from_slice(&chunk);
+        let ready = tail.len().saturating_sub(hold);
+        let bytes: Bytes = tail.drain(..ready).collect::<Vec<u8>>().into();
+        passing.send(bytes).map_err(failed)?;
+        next = passing.read.blocking_recv();
+    }
+    let length = passing.passed;
+    match announced {
+        Announced::Length(of) if of == length => {}
+        Announced::Mark(mark) if tail == mark => {}
+        Announced::Length(of) => {
+            return Err(RedisError::CutShort { server: server.to_owned(), received: length, of: Some(of) });
+        }
+        Announced::Mark(_) => {
+            let received = length + tail.len() as u64;
+            return Err(RedisError::CutShort { server: server.to_owned(), received, of: None });
+        }
+    }
+    Ok(Taken { version, length, checksum: false, tally: None })
+}
+
+/// For whoever counts without storing.
+pub(super) async fn count(dump: Dump, seed: u64, tally: Tally) -> Result<Taken<Tally>, RedisError> {
+    let (taking, mut pass) = take(dump, seed, tally);
+    let dropping = async { while pass.recv().await.is_some() {} };
+    let (taken, ()) = tokio::join!(taking, dropping);
+    taken
+}
+

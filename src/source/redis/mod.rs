@@ -1,0 +1,138 @@
+//! Redis 6.2 to 8.2: a server of its own, or a replica of one.
+//!
+//! Way of the bytes: `form` (which dump harms nobody) → `dump` (the exchange, as a replica does it) → `capture` (into the pipeline, with
+//! `rdb` walking along and `tally` counting). Back: `load` and `restore` (by `RESTORE` into a running server), `file` (the RDB file
+//! itself), `replica` (a throwaway server replicates from us).
+
+mod capture;
+mod dump;
+mod error;
+mod facts;
+mod file;
+mod form;
+mod load;
+pub mod rdb;
+mod replica;
+mod restore;
+mod server;
+mod tally;
+mod walk;
+mod wire;
+
+use async_trait::async_trait;
+use secrecy::SecretString;
+
+use self::{
+    capture::RedisCapture,
+    dump::Dump,
+    facts::Facts,
+    server::Server,
+    tally::Tally,
+    walk::Walk,
+};
+use super::{Capture, Finding, Level, Restore, RestoreRequest, Source, SourceError};
+use crate::{
+    config::RedisConfig,
+    pipeline::{Fingerprint, Plain, SnapshotReader},
+    report,
+};
+
+pub use self::{
+    error::RedisError,
+    form::NoForm,
+    replica::{Proof, prove},
+};
+
+/// The kind's name in configurations and manifests.
+pub const KIND: &str = "redis";
+
+/// A Redis server.
+pub struct RedisSource {
+    server: Server,
+}
+
+impl RedisSource {
+    /// The server that `config` describes.
+    pub fn new(config: RedisConfig, password: Option<SecretString>) -> Self {
+        Self { server: Server::new(config, password) }
+    }
+
+    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), RedisError> {
+        let server = &self.server;
+        let session = server.session().await?;
+        let facts = Facts::ask(server, &session).await?;
+        let user = server.config.endpoint.user.as_deref().unwrap_or("default");
+        let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
+        add(Level::Ok, format!("{} is {}, reached as user `{user}`", server.name(), facts.name()));
+        if facts.role == "slave" {
+            let link = if facts.master_link { "connected to it" } else { "which it has lost" };
+            let level = if facts.master_link { Level::Ok } else { Level::Problem };
+            add(level, format!("it is a replica of {}, {link}", facts.master));
+        }
+        let reason = |reason| RedisError::NoForm { server: server.name(), reason };
+        let (form, why) = form::choose(&facts, server.config.allow_server_dump).map_err(reason)?;
+        add(Level::Ok, format!("dumps come in the {} form: {why}", form.name()));
+        Dump::probe(server).await?;
+        add(Level::Ok, "the user may take dumps (PSYNC, REPLCONF)".into());
+        if facts.saving.is_some() {
+            let keys = report::count(facts.keys.values().sum(), "key");
+            let databases = report::count(facts.keys.len() as u64, "database");
+            let level = if facts.keys.is_empty() { Level::Problem } else { Level::Ok };
+            add(level, format!("{keys} in {databases}"));
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for RedisSource {
+    async fn check(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Err(error) = self.findings(&mut findings).await {
+            findings.push(Finding { level: Level::Problem, text: error.to_string(), hint: error.hint() });
+        }
+        findings
+    }
+
+    async fn cut(&self) -> Result<Box<dyn Capture>, SourceError> {
+        Ok(Box::new(RedisCapture::begin(&self.server).await?))
+    }
+
+    async fn plan_restore(
+        &self,
+        snapshot: SnapshotReader,
+        request: &RestoreRequest,
+    ) -> Result<Box<dyn Restore>, SourceError> {
+        Ok(match &request.to_file {
+            Some(path) => Box::new(file::plan(snapshot, path, request)?),
+            None => Box::new(restore::plan(&self.server, snapshot, request).await?),
+        })
+    }
+}
+
+/// Counts a stored RDB file again, for a verification of content.
+pub struct Recount {
+    walk: Walk<Tally>,
+}
+
+impl Recount {
+    /// Counts under the seed of the file's epoch.
+    pub fn new(seed: u64) -> Self {
+        Self { walk: Walk::begin(seed, Tally::new(None)) }
+    }
+
+    /// Takes the next part. Where it cannot be counted, [`Recount::finish`] says so.
+    pub async fn update(&self, part: Plain) {
+        self.walk.feed(part).await;
+    }
+
+    /// The fingerprint of the file.
+    ///
+    /// # Errors
+    /// Why it is no whole RDB file, in words that follow its name.
+    pub async fn finish(self) -> Result<Fingerprint, String> {
+        let walked = self.walk.finish().await.map_err(|error| error.to_string())?;
+        let length = walked.length;
+        Ok(walked.visitor.finish().0.fingerprint(length))
+    }
+}

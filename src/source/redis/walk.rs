@@ -1,0 +1,101 @@
+//! A walk through a stored file, on a thread of its own, fed from async code.
+
+use std::io::{self, Read};
+
+use futures::StreamExt;
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use super::{
+    error::RedisError,
+    rdb::{self, RdbError, Visitor, Walked},
+};
+use crate::{
+    pipeline::{Artifact, Plain, SnapshotReader},
+    source::SourceError,
+};
+
+/// A walk that waits for bytes.
+pub(super) struct Walk<V> {
+    parts: mpsc::Sender<Plain>,
+    task: JoinHandle<Result<Walked<V>, RdbError>>,
+}
+
+/// Parts as one stream; each is given back to the memory budget when it is read.
+struct Parts {
+    from: mpsc::Receiver<Plain>,
+    current: Option<Plain>,
+    at: usize,
+}
+
+impl Read for Parts {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(part) = self.current.as_ref().filter(|part| self.at < part.len()) {
+                let n = buffer.len().min(part.len() - self.at);
+                buffer[..n].copy_from_slice(&part[self.at..self.at + n]);
+                self.at += n;
+                return Ok(n);
+            }
+            (self.current, self.at) = (self.from.blocking_recv(), 0);
+            if self.current.is_none() {
+                return Ok(0);
+            }
+        }
+    }
+}
+
+impl<V: Visitor + Send + 'static> Walk<V> {
+    /// Starts the thread.
+    pub(super) fn begin(seed: u64, visitor: V) -> Self {
+        let (parts, from) = mpsc::channel(1);
+        let task = tokio::task::spawn_blocking(move || {
+            let mut parts = Parts { from, current: None, at: 0 };
+            let walked = rdb::walk(&mut parts, seed, visitor)?;
+            // Whatever is behind the file is counted, so that it is noticed; the other end never waits for us in vain.
+            let mut rest = [0; 4096];
+            let mut behind = walked.rest.len() as u64;
+            while let Ok(n @ 1..) = parts.read(&mut rest) {
+                behind += n as u64;
+            }
+            match behind {
+                0 => Ok(walked),
+                _ => Err(RdbError::Corrupt { offset: walked.length, what: format!("{behind} bytes follow its end") }),
+            }
+        });
+        Self { parts, task }
+    }
+
+    /// Gives the next part; `false` where the walk has ended, which [`Walk::finish`] explains.
+    pub(super) async fn feed(&self, part: Plain) -> bool {
+        self.parts.send(part).await.is_ok()
+    }
+
+    /// There are no more parts.
+    pub(super) async fn finish(self) -> Result<Walked<V>, RdbError> {
+        drop(self.parts);
+        match self.task.await {
+            Ok(walked) => walked,
+            Err(error) => Err(RdbError::Stopped(error.to_string())),
+        }
+    }
+}
+
+/// Walks through a whole artifact. What `aside` does with each part before, such as writing it to a file, may fail.
+pub(super) async fn walk_artifact<V: Visitor + Send + 'static>(
+    snapshot: &SnapshotReader,
+    artifact: &Artifact,
+    visitor: V,
+    mut aside: impl AsyncFnMut(&Plain) -> Result<(), SourceError>,
+) -> Result<Walked<V>, SourceError> {
+    let walk = Walk::begin(snapshot.fingerprint_seed(), visitor);
+    let mut parts = std::pin::pin!(snapshot.open(artifact));
+    while let Some(part) = parts.next().await {
+        let part = part?;
+        aside(&part).await?;
+        if !walk.feed(part).await {
+            break;
+        }
+    }
+    let walked = walk.finish().await;
+    Ok(walked.map_err(|error| RedisError::Rdb { server: "the backup".into(), error })?)
+}
