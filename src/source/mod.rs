@@ -4,6 +4,7 @@
 
 mod error;
 pub mod postgres;
+pub mod redis;
 
 use std::sync::Arc;
 

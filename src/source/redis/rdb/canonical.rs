@@ -2,9 +2,10 @@
 //!
 //! Strings and lists are hashed in order; sets, hashes and sorted sets as sums over their elements, since their order says nothing.
 //! Sums are modulo 2^128 and not XORs, so that equal elements do not cancel. Integers are hashed as their decimal text, scores as
-//! numbers, TTLs of fields as absolute times.
+//! numbers, TTLs of fields as absolute times. Everything that is hashed together has a fixed width (a string goes in as its own
+//! hash), so no two contents are the same bytes.
 
-use xxhash_rust::xxh3::{Xxh3, xxh3_128_with_seed};
+use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 /// What a value is, whatever its encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -26,39 +27,71 @@ pub enum Class {
     Module,
 }
 
+impl Class {
+    /// What stands for the class in a hash. Never to be changed: fingerprints are stored.
+    pub(super) fn code(self) -> u128 {
+        match self {
+            Self::String => 0,
+            Self::List => 1,
+            Self::Set => 2,
+            Self::Zset => 3,
+            Self::Hash => 4,
+            Self::Stream => 5,
+            Self::Module => 6,
+        }
+    }
+}
+
 /// A hash of 128 bits.
 pub type Digest = u128;
 
-/// The hash of some parts in order: `[length, bytes]` each, so that no two sequences of parts are the same bytes.
+/// The hash of a few numbers and digests in order.
+pub(super) fn of<const N: usize>(seed: u64, numbers: [u128; N]) -> Digest {
+    xxh3_128_with_seed(numbers.map(u128::to_be_bytes).as_flattened(), seed)
+}
+
+/// The hash of digests in order, as a chain: each link is the hash of what was so far and the next.
 pub(super) struct Ordered {
-    hasher: Box<Xxh3>,
+    seed: u64,
+    so_far: Digest,
+    count: u64,
 }
 
 impl Ordered {
     pub(super) fn new(seed: u64) -> Self {
-        Self { hasher: Box::new(Xxh3::with_seed(seed)) }
+        Self { seed, so_far: 0, count: 0 }
     }
 
     pub(super) fn add(&mut self, digest: Digest) {
-        self.hasher.update(&digest.to_be_bytes());
-    }
-
-    pub(super) fn number(&mut self, number: u64) {
-        self.hasher.update(&number.to_be_bytes());
+        self.so_far = of(self.seed, [self.so_far, digest]);
+        self.count += 1;
     }
 
     pub(super) fn finish(&self) -> Digest {
-        self.hasher.digest128()
+        of(self.seed, [self.so_far, u128::from(self.count)])
     }
 }
 
-/// The hash of a few numbers and digests in order.
-pub(super) fn of(seed: u64, numbers: &[u128]) -> Digest {
-    let mut bytes = [0; 16 * 8];
-    for (slot, number) in bytes.chunks_exact_mut(16).zip(numbers) {
-        slot.copy_from_slice(&number.to_be_bytes());
+/// The hash of digests in any order: how many, and their sum.
+pub(super) struct Unordered {
+    seed: u64,
+    sum: Digest,
+    count: u64,
+}
+
+impl Unordered {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { seed, sum: 0, count: 0 }
     }
-    xxh3_128_with_seed(&bytes[..16 * numbers.len().min(8)], seed)
+
+    pub(super) fn add(&mut self, digest: Digest) {
+        self.sum = self.sum.wrapping_add(digest);
+        self.count += 1;
+    }
+
+    pub(super) fn finish(&self) -> Digest {
+        of(self.seed, [self.sum, u128::from(self.count)])
+    }
 }
 
 /// A score as a number of its own: equal scores, equal bits. There is no NaN, and `-0` is `0`.

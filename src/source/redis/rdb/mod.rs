@@ -5,16 +5,22 @@
 //! [`Visitor`]: the raw bytes of each value, which are what `RESTORE` takes, and a canonical hash of its content, which does not
 //! depend on how a server happened to encode it.
 //!
-//! Covers RDB 9 to 12, that is Redis 5.0 to 8.2 and Valkey up to 8; a newer file is [`RdbError::TooNew`]. Facts of the format:
+//! Covers RDB 2 to 12, that is everything up to Redis 8.2 and Valkey 8; a newer file is [`RdbError::TooNew`]. Facts of the format:
 //! Redis' `rdb.h`, `rdb.c`, `listpack.c`, `ziplist.c`, `t_stream.c` (7.0 to 8.2), and the project's research, part A2.
+//!
+//! Nothing is believed before it is there: lengths and counts of the file are never allocated, every loop over a count consumes
+//! bytes of the file in each turn, sums of foreign numbers are checked.
 
 mod canonical;
 mod container;
 mod input;
-mod value;
-mod walk;
+mod lzf;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod text;
+mod value;
+mod walk;
 
 pub use self::{
     canonical::{Class, Digest},
@@ -42,6 +48,12 @@ pub enum RdbError {
     /// Not an RDB file.
     #[error("does not begin as an RDB file does")]
     NotRdb,
+    /// Older than anything that is known.
+    #[error("is of RDB version {version}; this program reads {OLDEST} to {NEWEST}")]
+    TooOld {
+        /// As a number.
+        version: u32,
+    },
     /// Made by a newer server than this program knows.
     #[error("is of RDB version {version}; this program reads {OLDEST} to {NEWEST}")]
     TooNew {
