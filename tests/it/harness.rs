@@ -16,6 +16,7 @@ use crate::support::{
     mode::{self, Identities, Mode},
     postgres::{Major, Postgres},
     proxy::{Action, Chunk, HttpProxy, TcpProxy},
+    redis::{Redis, RedisVersion, ms_from_now},
     wait_for,
     workspace::{S3Place, Workspace},
 };
@@ -332,4 +333,74 @@ fn the_proxy_passes_what_it_is_not_told_to_cut() {
     assert!(!ask("CREATE TABLE after ()"));
     wait_for("the statement", Duration::from_secs(60), || server.try_psql("postgres", "SELECT FROM after").ok());
     assert!(server.try_psql("postgres", "SELECT FROM before").is_err());
+}
+
+#[test]
+fn each_redis_starts_is_filled_told_and_gone() {
+    for version in RedisVersion::ALL {
+        let mut server = Redis::start(version);
+        assert!(server.info("redis_version").starts_with(version.number()), "{version:?}");
+        server.fill("types", 1, 7);
+        // Long enough for two looks; what is about to expire is in neither.
+        let horizon = ms_from_now(Duration::from_secs(300));
+        let first = server.digest_beyond(horizon, version);
+        first.assert_same(&server.digest_beyond(horizon, version));
+        assert!(first.keys() > 250, "{first:?}");
+        assert!((0..16).all(|db| first.keys_in(db) > 2), "16 databases");
+        assert_eq!(std::fs::metadata(server.password_file()).unwrap().mode() & 0o777, 0o600);
+
+        // A difference is seen, and where.
+        server.command(&["SET", "string:1", "another"]);
+        let other = server.digest_beyond(horizon, version);
+        assert_ne!(first, other);
+        assert_eq!(first.keys(), other.keys());
+        server.command(&["SET", "string:1", "a"]);
+
+        // What it saves on its way out is there again.
+        server.stop();
+        assert!(server.files().contains(&"dump.rdb".to_owned()));
+        assert!(server.try_command(&["PING"]).is_err());
+        server.resume();
+        first.assert_same(&server.digest_beyond(horizon, version));
+
+        let (pid, folder) = (server.pid(), server.folder());
+        assert!(std::fs::exists(format!("/proc/{pid}")).unwrap());
+        drop(server);
+        assert!(!std::fs::exists(format!("/proc/{pid}")).unwrap());
+        assert!(!folder.exists());
+    }
+}
+
+#[test]
+fn a_redis_user_may_what_its_rules_say() {
+    let server = Redis::start(RedisVersion::V70);
+    server.acl_user("little", "its-password", "resetkeys -@all +ping");
+    let client = redis::Client::open(format!("redis://little:its-password@127.0.0.1:{}/", server.port())).unwrap();
+    let mut connection = client.get_connection().unwrap();
+    redis::cmd("PING").exec(&mut connection).unwrap();
+    let refused = redis::cmd("INFO").exec(&mut connection).unwrap_err();
+    assert_eq!(refused.code(), Some("NOPERM"));
+    assert_eq!(server.setting("repl-timeout"), "60");
+}
+
+#[test]
+fn a_redis_without_rights_cannot_write_what_is_not_its_own() {
+    let server = Redis::start_without_rights(RedisVersion::V70, &[]);
+    server.command(&["SAVE"]);
+    assert_eq!(server.files(), ["dump.rdb"]);
+    std::fs::set_permissions(server.folder(), std::os::unix::fs::PermissionsExt::from_mode(0o555)).unwrap();
+    assert!(server.try_command(&["SAVE"]).is_err());
+}
+
+#[test]
+fn what_redis_forked_ends_with_it() {
+    let mut server = Redis::start_with(RedisVersion::V70, &["rdb-key-save-delay 1000000"]);
+    server.command(&["SET", "a", "1"]);
+    server.command(&["BGSAVE"]);
+    assert_eq!(server.children(), 1);
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", server.pid())).unwrap();
+    server.kill();
+    wait_for("the child to end", Duration::from_secs(20), || {
+        (!std::fs::exists(format!("/proc/{}", children.trim())).unwrap()).then_some(())
+    });
 }

@@ -1,4 +1,5 @@
-//! The tests that run against real servers: PostgreSQL and S3 servers that they start, fill and remove themselves.
+//! The tests that run against real servers: PostgreSQL, Redis and S3 servers that they start, fill and
+//! remove themselves.
 //!
 //! `scripts/tools` installs what they need; `scripts/test` calls it first.
 

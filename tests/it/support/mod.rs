@@ -12,6 +12,7 @@ pub mod mode;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod redis;
 pub mod s3;
 pub mod tools;
 pub mod workspace;

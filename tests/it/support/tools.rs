@@ -1,8 +1,8 @@
-//! Where the servers' programs are: Debian's PostgreSQL 15, and the folder that `scripts/tools` fills.
+//! Where the servers' programs are: Debian's PostgreSQL 15 and Redis 7.0, and the folder that `scripts/tools` fills.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Command};
 
-use super::postgres::Major;
+use super::{postgres::Major, redis::RedisVersion};
 
 /// Are we root? PostgreSQL refuses to run as root, so its servers then run as the user `postgres`.
 pub fn is_root() -> bool {
@@ -53,4 +53,26 @@ pub fn client_folder(major: Major) -> PathBuf {
 /// A client program of a major.
 pub fn client_program(major: Major, name: &str) -> PathBuf {
     existing(client_folder(major).join(name))
+}
+
+/// A Redis server.
+pub fn redis_server(version: RedisVersion) -> PathBuf {
+    existing(match version {
+        RedisVersion::V62 => folder().join("redis62/redis-server"),
+        RedisVersion::V70 => "/usr/bin/redis-server".into(),
+        RedisVersion::V82 => folder().join("redis82/redis-server"),
+    })
+}
+
+/// `redis-cli`, of 7.0.
+pub fn redis_cli() -> PathBuf {
+    existing("/usr/bin/redis-cli".into())
+}
+
+/// Debian's Python with the packages that `scripts/tools` keeps for it, redis-py among them, and nothing else around.
+pub fn python() -> Command {
+    let mut command = Command::new(existing("/usr/bin/python3".into()));
+    command.env_clear().envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C.UTF-8"), ("TZ", "UTC")]);
+    command.env("PYTHONPATH", existing(folder().join("python"))).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
 }

@@ -22,6 +22,7 @@ use super::{
     binary::Run,
     mode::{self, Identities, Mode},
     postgres::Postgres,
+    redis::Redis,
     temp_folder,
 };
 
@@ -98,13 +99,32 @@ impl Workspace {
     }
 
     /// With a PostgreSQL source of any name, address and password file.
-    pub fn postgres_as(mut self, name: &str, url: &str, password_file: &Path, databases: &[&str]) -> Self {
+    pub fn postgres_as(self, name: &str, url: &str, password_file: &Path, databases: &[&str]) -> Self {
         let mut source = Table::new();
         source.insert("name".into(), name.into());
         source.insert("kind".into(), "postgres".into());
         source.insert("url".into(), url.into());
         source.insert("password_file".into(), password_file.display().to_string().into());
         source.insert("databases".into(), databases.iter().map(|name| Value::from(*name)).collect::<Vec<_>>().into());
+        self.source(source)
+    }
+
+    /// With a Redis source named `cache`, as the default user.
+    pub fn redis(self, server: &Redis) -> Self {
+        self.redis_as("cache", &server.url(), &server.password_file())
+    }
+
+    /// With a Redis source of any name, address and password file.
+    pub fn redis_as(self, name: &str, url: &str, password_file: &Path) -> Self {
+        let mut source = Table::new();
+        source.insert("name".into(), name.into());
+        source.insert("kind".into(), "redis".into());
+        source.insert("url".into(), url.into());
+        source.insert("password_file".into(), password_file.display().to_string().into());
+        self.source(source)
+    }
+
+    fn source(mut self, source: Table) -> Self {
         let sources = self.table.entry("source").or_insert_with(|| Value::Array(Vec::new()));
         sources.as_array_mut().unwrap().push(Value::Table(source));
         self
