@@ -111,13 +111,16 @@ pub(super) struct Restore {
     /// Restore only this database, under the name TO (may be given several times)
     #[arg(long, value_name = "FROM=TO", value_parser = pair)]
     pub(super) database: Vec<(String, String)>,
+    /// Write a Redis source's dump to this file, for a server to load when it starts, instead of restoring into a server
+    #[arg(long, value_name = "FILE", conflicts_with = "target")]
+    pub(super) to_rdb: Option<PathBuf>,
     /// Show the plan and stop
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Carry out the plan without asking
     #[arg(long)]
     pub(super) yes: bool,
-    /// Replace databases that hold tables; the old ones are kept under another name
+    /// Replace what is there: PostgreSQL's old databases are kept under another name, Redis' are flushed
     #[arg(long)]
     pub(super) overwrite: bool,
 }

@@ -63,6 +63,9 @@ fn text(report: &BackupReport, output: &Output) -> String {
                 report::printable(left_out)
             ));
         }
+        for note in &source.notes {
+            text.push_str(&format!("note: `{}`: {}\n", source.name, report::printable(note)));
+        }
     }
     text
 }

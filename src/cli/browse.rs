@@ -120,6 +120,9 @@ fn show_text(shown: &ShownBackup) -> String {
         for left_out in &manifest.uncovered {
             text.push_str(&format!("not covered: {}\n", report::printable(left_out)));
         }
+        for note in &manifest.notes {
+            text.push_str(&format!("note: {}\n", report::printable(note)));
+        }
     }
     text
 }

@@ -24,7 +24,11 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
         selector: arguments.backup,
         sources: arguments.source,
         targets: arguments.target.iter().map(|text| target(text)).collect::<Result<_, _>>()?,
-        request: RestoreRequest { databases: arguments.database, overwrite: arguments.overwrite },
+        request: RestoreRequest {
+            databases: arguments.database,
+            to_file: arguments.to_rdb,
+            overwrite: arguments.overwrite,
+        },
     };
     let planned = tokio::select! {
         planned = operation::plan_restore(context, &wanted) => planned?,
@@ -115,15 +119,16 @@ fn result_text(report: &RestoreReport, output: &Output) -> String {
         }
         let same = restored.items.iter().filter(|item| item.compared == Compared::Same).count();
         let verdict = if same == restored.items.len() {
-            output.paint(Paint::Good, &format!("{}: the same as captured", report::count(same as u64, "table")))
+            output.paint(Paint::Good, &format!("{}: the same as captured", report::count(same as u64, restored.unit)))
         } else {
             let other = restored.items.len() - same;
             output.paint(
                 Paint::Warn,
                 &format!(
-                    "{} of {} read differently between the two versions of the server: compare by hand",
+                    "{} of {} could not be compared{}",
                     other,
-                    report::count(restored.items.len() as u64, "table")
+                    report::count(restored.items.len() as u64, restored.unit),
+                    if restored.unit == "table" { ": they read differently between the two versions of the server" } else { "" },
                 ),
             )
         };

@@ -129,6 +129,14 @@ impl SourceSettings {
         }
     }
 
+    /// What an empty server has, in words.
+    pub fn nothing(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "no user table",
+            Self::Redis(_) => "no key",
+        }
+    }
+
     /// The same source at another address, for `restore --target`; the password is the given one, else this source's.
     ///
     /// # Errors

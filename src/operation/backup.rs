@@ -229,7 +229,7 @@ async fn transfer(
     };
     let (artifacts, written) = writer.finish().await.map_err(|error| named(config, error.into()))?;
     if captured.empty && !config.allow_empty {
-        return Err(Error::Empty { name: config.name.to_string() });
+        return Err(Error::Empty { name: config.name.to_string(), what: config.settings.nothing() });
     }
     Ok(Transferred { cut, captured, artifacts, written })
 }

@@ -71,10 +71,12 @@ pub enum Error {
         error: SourceError,
     },
     /// A source that held nothing.
-    #[error("source `{name}` holds nothing to back up: no user table was found")]
+    #[error("source `{name}` holds nothing to back up: {what} was found")]
     Empty {
         /// The configured name.
         name: String,
+        /// What was not there: `no user table`.
+        what: &'static str,
     },
     /// Several sources, none of which could be backed up.
     #[error("no source could be backed up: {}", .0.iter().map(Error::to_string).collect::<Vec<_>>().join("; "))]
@@ -177,7 +179,7 @@ impl Error {
             Error::Pipeline(error) => error.hint(),
             Error::Source { error, .. } => error.hint(),
             Error::Empty { .. } => Some(
-                "check that the source's `url` and `databases` are right; `allow_empty = true` lets an empty server pass".into(),
+                "check that the source's settings name the right server; `allow_empty = true` lets an empty one pass".into(),
             ),
             Error::AllFailed(errors) => {
                 let hints: Vec<String> = errors.iter().filter_map(Error::hint).collect();

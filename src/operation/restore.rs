@@ -83,6 +83,15 @@ pub async fn plan_restore(context: &Context, arguments: &RestoreArguments) -> Re
             });
         }
     }
+    if arguments.request.to_file.is_some() {
+        let kinds: Vec<&str> = names.iter().filter_map(|name| head.source(name)).map(|source| source.kind.as_str()).collect();
+        if kinds != [source::redis::KIND] {
+            return Err(Error::Usage {
+                message: format!("--to-rdb writes the dump of one Redis source, and this would restore {}", names.join(", ")),
+                hint: Some("name the source with `--source`".into()),
+            });
+        }
+    }
     let epoch = repository.epoch(&head.epoch).await?;
     epoch.must_open_parts().map_err(RepositoryError::from)?;
     let mut manifests = Vec::new();

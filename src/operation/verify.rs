@@ -9,11 +9,12 @@ use serde::Serialize;
 
 use super::{Context, Error, browse};
 use crate::{
-    pipeline::{PartReader, PipelineError, RowHasher, SnapshotReader},
+    pipeline::{Fingerprint, Format, PartReader, PipelineError, Plain, RowHasher, SnapshotReader},
     report,
     repository::{
         Artifact, Catalog, CatalogEntry, Head, Manifest, Repository, RepositoryError, Selector, Trust, part_key,
     },
+    source::redis::Recount,
 };
 
 /// Artifacts that are read at once; the memory budget bounds what that costs.
@@ -237,18 +238,49 @@ struct CheckedArtifact {
     problems: Vec<Trust>,
 }
 
+/// The fingerprint of an artifact, computed again.
+enum Count {
+    Rows(RowHasher),
+    Rdb(Recount),
+    Nothing,
+}
+
+impl Count {
+    fn of(artifact: &Artifact, seed: u64) -> Self {
+        match (artifact.format, artifact.fingerprint) {
+            (_, None) | (Format::Sql, _) => Self::Nothing,
+            (Format::CopyText, _) => Self::Rows(RowHasher::new(seed)),
+            (Format::Rdb, _) => Self::Rdb(Recount::new(seed)),
+        }
+    }
+
+    async fn update(&mut self, part: Plain) {
+        match self {
+            Self::Rows(hasher) => hasher.update(&part),
+            Self::Rdb(recount) => recount.update(part).await,
+            Self::Nothing => {}
+        }
+    }
+
+    async fn finish(self) -> Result<Option<Fingerprint>, String> {
+        match self {
+            Self::Rows(hasher) => Ok(hasher.finish()),
+            Self::Rdb(recount) => recount.finish().await.map(Some),
+            Self::Nothing => Ok(None),
+        }
+    }
+}
+
 /// Reads every part of an artifact and adds up again what the manifest says of it.
 async fn check_artifact(reader: &SnapshotReader, artifact: &Artifact) -> Result<CheckedArtifact, PipelineError> {
     let mut checked = CheckedArtifact { path: artifact.path.clone(), raw: 0, rows: 0, problems: Vec::new() };
-    let mut hasher = RowHasher::new(reader.fingerprint_seed());
+    let mut count = Count::of(artifact, reader.fingerprint_seed());
     let mut parts = std::pin::pin!(reader.open(artifact));
     while let Some(part) = parts.next().await {
         match part {
             Ok(plain) => {
                 checked.raw += plain.len() as u64;
-                if artifact.fingerprint.is_some() {
-                    hasher.update(&plain);
-                }
+                count.update(plain).await;
             }
             Err(PipelineError::Trust(trust)) => checked.problems.push(trust),
             Err(error) => return Err(error),
@@ -262,10 +294,15 @@ async fn check_artifact(reader: &SnapshotReader, artifact: &Artifact) -> Result<
         wrong(format!("holds {}; its manifest says {}", report::bytes(checked.raw), report::bytes(artifact.raw)));
     }
     if let Some(told) = artifact.fingerprint {
-        let found = hasher.finish();
-        checked.rows = found.map_or(0, |found| found.rows);
-        if found != Some(told) {
-            wrong(format!("holds rows whose fingerprint is not the manifest's ({})", report::count(told.rows, "row")));
+        match count.finish().await {
+            Ok(found) => {
+                checked.rows = found.map_or(0, |found| found.rows);
+                if found != Some(told) {
+                    let rows = report::count(told.rows, "row");
+                    wrong(format!("holds rows whose fingerprint is not the manifest's ({rows})"));
+                }
+            }
+            Err(what) => wrong(what),
         }
     }
     Ok(checked)

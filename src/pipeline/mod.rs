@@ -19,7 +19,7 @@ pub use self::{
     budget::{Budget, Lease, MIN_BUDGET},
     cut::{CUT_POLICY, RowHasher},
     error::PipelineError,
-    read::{PartReader, SnapshotReader},
+    read::{PartReader, Plain, SnapshotReader},
     write::{ArtifactWriter, Pipeline, SnapshotWriter, Written},
 };
 pub use crate::repository::{Artifact, Cut, Fingerprint, Format};

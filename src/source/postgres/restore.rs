@@ -398,7 +398,7 @@ impl PostgresRestore {
 
     /// Everything new, under temporary names.
     async fn build(&self, session: &Session) -> Result<Restored, SourceError> {
-        let mut restored = Restored::default();
+        let mut restored = Restored { unit: "table", ..Restored::default() };
         roles::apply(session, &self.roles).await?;
         let target_major = catalog::version(&self.server, session).await?.major;
         for build in &self.builds {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
-use tokio::io::AsyncWriteExt;
+use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -11,7 +11,7 @@ use super::{
     error::RedisError,
     restore::detail,
     tally::Tally,
-    walk::walk_artifact,
+    walk::{Copy, walk_artifact},
 };
 use crate::{
     pipeline::{Progress, SnapshotReader},
@@ -80,7 +80,8 @@ impl FileRestore {
         };
         // Only its owner may read it until the file is given to the server's user.
         let temporary = tempfile::Builder::new().prefix(".altlas-backup-").tempfile_in(folder).map_err(failed)?;
-        let mut file = tokio::fs::File::from_std(temporary.reopen().map_err(failed)?);
+        let file = tokio::fs::File::from_std(temporary.reopen().map_err(failed)?);
+        let mut copy = Copy { file, path: self.path.display().to_string() };
         let artifact = self.snapshot.artifact(PATH)?;
         let progress = self.snapshot.progress();
         progress.set_phase("writing the file");
@@ -88,24 +89,19 @@ impl FileRestore {
         let walked = match parsed {
             Some(_) => {
                 let tally = Tally::new(Some(progress.clone()));
-                let walking = walk_artifact(&self.snapshot, artifact, tally, async |part| {
-                    Progress::add(&progress.raw, part.len() as u64);
-                    Ok(file.write_all(part).await.map_err(failed)?)
-                });
-                Some(walking.await?.visitor.finish().0)
+                Some(walk_artifact(&self.snapshot, artifact, tally, Some(&mut copy)).await?.visitor.finish().0)
             }
             None => {
                 let mut parts = std::pin::pin!(self.snapshot.open(artifact));
-                while let Some(part) = futures::StreamExt::next(&mut parts).await {
+                while let Some(part) = parts.next().await {
                     let part = part?;
                     Progress::add(&progress.raw, part.len() as u64);
-                    file.write_all(&part).await.map_err(failed)?;
+                    copy.write(&part).await?;
                 }
                 None
             }
         };
-        file.flush().await.map_err(failed)?;
-        file.sync_all().await.map_err(failed)?;
+        copy.finish().await?;
         let mut restored = Restored { unit: "file", ..Restored::default() };
         let compared = match (parsed, walked) {
             (Some(captured), Some(found)) => {

@@ -309,13 +309,8 @@ impl RedisRestore {
             load::open(&self.server, self.rdb, &self.contents.large, self.overwrite, tally).await?;
         connections.taken = taken.clone();
         let artifact = self.snapshot.artifact(PATH)?;
-        let progress = self.snapshot.progress();
         let walking = async {
-            let walked = walk_artifact(&self.snapshot, artifact, loader, async |part| {
-                crate::pipeline::Progress::add(&progress.raw, part.len() as u64);
-                Ok(())
-            });
-            let mut loader = walked.await?.visitor;
+            let mut loader = walk_artifact(&self.snapshot, artifact, loader, None).await?.visitor;
             // The last batch; on a thread, since it may have to wait.
             let flushed = tokio::task::spawn_blocking(move || loader.flush().map(|()| loader)).await;
             let loader = flushed.ok().and_then(Result::ok).ok_or_else(|| RedisError::Broken {

@@ -3,16 +3,42 @@
 use std::io::{self, Read};
 
 use futures::StreamExt;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{io::AsyncWriteExt, sync::mpsc, task::JoinHandle};
 
 use super::{
     error::RedisError,
     rdb::{self, RdbError, Visitor, Walked},
 };
 use crate::{
-    pipeline::{Artifact, Plain, SnapshotReader},
+    pipeline::{Artifact, Plain, Progress, SnapshotReader},
     source::SourceError,
 };
+
+/// A file that a restore writes.
+pub(super) struct Copy {
+    pub(super) file: tokio::fs::File,
+    /// Its name to be, for messages.
+    pub(super) path: String,
+}
+
+impl Copy {
+    pub(super) fn failed(&self, error: &io::Error) -> RedisError {
+        RedisError::File { path: self.path.clone(), detail: error.to_string() }
+    }
+
+    pub(super) async fn write(&mut self, bytes: &[u8]) -> Result<(), RedisError> {
+        self.file.write_all(bytes).await.map_err(|error| self.failed(&error))
+    }
+
+    /// Everything is on the disk.
+    pub(super) async fn finish(mut self) -> Result<(), RedisError> {
+        let flushed = async {
+            self.file.flush().await?;
+            self.file.sync_all().await
+        };
+        flushed.await.map_err(|error| RedisError::File { path: self.path, detail: error.to_string() })
+    }
+}
 
 /// A walk that waits for bytes.
 pub(super) struct Walk<V> {
@@ -80,18 +106,21 @@ impl<V: Visitor + Send + 'static> Walk<V> {
     }
 }
 
-/// Walks through a whole artifact. What `aside` does with each part before, such as writing it to a file, may fail.
+/// Walks through a whole artifact, and copies it where there is a file to copy it to.
 pub(super) async fn walk_artifact<V: Visitor + Send + 'static>(
     snapshot: &SnapshotReader,
     artifact: &Artifact,
     visitor: V,
-    mut aside: impl AsyncFnMut(&Plain) -> Result<(), SourceError>,
+    mut copy: Option<&mut Copy>,
 ) -> Result<Walked<V>, SourceError> {
     let walk = Walk::begin(snapshot.fingerprint_seed(), visitor);
     let mut parts = std::pin::pin!(snapshot.open(artifact));
     while let Some(part) = parts.next().await {
         let part = part?;
-        aside(&part).await?;
+        Progress::add(&snapshot.progress().raw, part.len() as u64);
+        if let Some(copy) = &mut copy {
+            copy.write(&part).await?;
+        }
         if !walk.feed(part).await {
             break;
         }

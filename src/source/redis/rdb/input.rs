@@ -10,7 +10,7 @@ use super::{RdbError, Visitor, lzf};
 const BUFFER: usize = 128 * 1024;
 
 /// Redis' CRC64: "Jones", reflected. The crate knows it by Redis' name.
-static CRC: crc::Crc<u64, crc::Table<16>> = crc::Crc::<u64, crc::Table<16>>::new(&crc::CRC_64_REDIS);
+pub(super) static CRC: crc::Crc<u64, crc::Table<16>> = crc::Crc::<u64, crc::Table<16>>::new(&crc::CRC_64_REDIS);
 
 pub(super) struct Input<'a> {
     from: &'a mut dyn Read,

@@ -27,6 +27,14 @@ pub use self::{
     walk::{KeyEnd, KeyHead, NEWEST, OLDEST, Visitor, Walked, walk},
 };
 
+/// A CRC64 in the making.
+pub(super) type Crc64 = crc::Digest<'static, u64, crc::Table<16>>;
+
+/// The CRC64 that ends files and `RESTORE` payloads, of nothing yet.
+pub(super) fn crc64() -> Crc64 {
+    input::CRC.digest()
+}
+
 /// Why a file is not what it should be. Offsets are in bytes from its start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
