@@ -41,8 +41,6 @@ pub enum NoForm {
     KeepsNone,
     /// It keeps RDB files, but its last save failed.
     SaveFailed,
-    /// It keeps RDB files, but has not saved since it started: perhaps it cannot.
-    NeverSaved,
 }
 
 impl fmt::Display for NoForm {
@@ -56,10 +54,6 @@ impl fmt::Display for NoForm {
             Self::SaveFailed => {
                 "its last save failed, it offers no dump without a file (`repl-diskless-sync no`), \
                  and after another failure it would refuse writes"
-            }
-            Self::NeverSaved => {
-                "it has not saved a file since it started, so nobody knows whether it can; it offers no dump without one \
-                 (`repl-diskless-sync no`), and after a failed save it would refuse writes"
             }
         })
     }
@@ -75,9 +69,6 @@ impl NoForm {
             Self::SaveFailed => {
                 format!("mend the server's folder (see its log), or CONFIG SET repl-diskless-sync yes; {otherwise}")
             }
-            Self::NeverSaved => {
-                format!("run BGSAVE on the server once, or CONFIG SET repl-diskless-sync yes; {otherwise}")
-            }
         }
     }
 }
@@ -92,12 +83,14 @@ pub(super) fn choose(facts: &Facts, allow_server_dump: bool) -> Result<(Form, &'
         };
     };
     let saves = !settings.save.is_empty();
-    let failure_is_harmless = !settings.stop_writes_on_save_error;
-    let proven = saving.last_ok && saving.saved_since_start;
     let diskless = settings.diskless.then_some(Form::Diskless { repl_timeout: settings.repl_timeout });
     match diskless {
-        _ if saves && (proven || failure_is_harmless && saving.last_ok) => {
+        _ if saves && saving.last_ok && saving.saved_since_start => {
             Ok((Form::Disk, "it saves RDB files itself, and its last save went well"))
+        }
+        // The status is `ok` also before the first save: where there is a way without one, it is not put to the test.
+        None if saves && saving.last_ok => {
+            Ok((Form::Disk, "it saves RDB files itself, though it has not since it started"))
         }
         Some(form) if !saves => Ok((form, "it saves no RDB files, and a dump leaves none")),
         Some(form) if !saving.last_ok => Ok((form, "its last save failed, and another failure would stop writes")),
@@ -107,8 +100,7 @@ pub(super) fn choose(facts: &Facts, allow_server_dump: bool) -> Result<(Form, &'
         }
         None if allow_server_dump => Ok((Form::Disk, "as `allow_server_dump` says")),
         None if !saves => Err(NoForm::KeepsNone),
-        None if !saving.last_ok => Err(NoForm::SaveFailed),
-        None => Err(NoForm::NeverSaved),
+        None => Err(NoForm::SaveFailed),
     }
 }
 
@@ -121,7 +113,7 @@ fn removes_its_file(settings: &Settings) -> bool {
 mod tests {
     use super::{super::facts::Saving, *};
 
-    fn facts(save: &str, last_ok: bool, saved: bool, diskless: bool, removes: bool, aof: bool, stop: bool) -> Facts {
+    fn facts(save: &str, last_ok: bool, saved: bool, diskless: bool, removes: bool, aof: bool) -> Facts {
         Facts {
             saving: Some(Saving { last_ok, saved_since_start: saved, in_progress: false }),
             settings: Some(Settings {
@@ -129,7 +121,7 @@ mod tests {
                 diskless,
                 removes_sync_files: removes,
                 append_only: aof,
-                stop_writes_on_save_error: stop,
+                stop_writes_on_save_error: true,
                 repl_timeout: Duration::from_secs(60),
             }),
             ..Facts::default()
@@ -141,24 +133,23 @@ mod tests {
         let (disk, diskless) = (Ok("disk"), Ok("diskless"));
         for (facts, want) in [
             // Saves itself and can: from disk.
-            (facts("3600 1", true, true, true, false, false, true), disk),
-            (facts("3600 1", true, true, false, false, false, true), disk),
-            (facts("3600 1", true, true, false, false, true, true), disk),
+            (facts("3600 1", true, true, true, false, false), disk),
+            (facts("3600 1", true, true, false, false, false), disk),
+            (facts("3600 1", true, true, false, false, true), disk),
             // Saves itself, but nobody knows whether it can.
-            (facts("3600 1", true, false, true, false, false, true), diskless),
-            (facts("3600 1", true, false, false, false, false, true), Err(NoForm::NeverSaved)),
-            (facts("3600 1", true, false, false, false, false, false), disk),
+            (facts("3600 1", true, false, true, false, false), diskless),
+            (facts("3600 1", true, false, false, false, false), disk),
             // Saves itself, and cannot.
-            (facts("3600 1", false, true, true, false, false, true), diskless),
-            (facts("3600 1", false, true, false, false, false, true), Err(NoForm::SaveFailed)),
-            (facts("3600 1", false, true, false, true, false, true), Err(NoForm::SaveFailed)),
+            (facts("3600 1", false, true, true, false, false), diskless),
+            (facts("3600 1", false, true, false, false, false), Err(NoForm::SaveFailed)),
+            (facts("3600 1", false, true, false, true, false), Err(NoForm::SaveFailed)),
             // Saves nothing.
-            (facts("", true, true, true, false, false, true), diskless),
-            (facts("", true, false, true, true, false, true), diskless),
-            (facts("", true, false, false, true, false, true), disk),
-            (facts("", true, false, false, false, false, true), Err(NoForm::KeepsNone)),
+            (facts("", true, true, true, false, false), diskless),
+            (facts("", true, false, true, true, false), diskless),
+            (facts("", true, false, false, true, false), disk),
+            (facts("", true, false, false, false, false), Err(NoForm::KeepsNone)),
             // With an AOF the file of a dump stays.
-            (facts("", true, false, false, true, true, true), Err(NoForm::KeepsNone)),
+            (facts("", true, false, false, true, true), Err(NoForm::KeepsNone)),
             (Facts::default(), Err(NoForm::Unknown)),
         ] {
             assert_eq!(choose(&facts, false).map(|(form, _)| form.name()), want, "{facts:?}");
