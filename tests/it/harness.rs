@@ -15,7 +15,7 @@ use crate::support::{
     binary::Run,
     mode::{self, Identities, Mode},
     postgres::{Major, Postgres},
-    proxy::{Action, Chunk, HttpProxy, TcpProxy},
+    proxy::{Action, Chunk, HttpProxy, Step, TcpProxy, Way},
     redis::{Redis, RedisVersion, ms_from_now},
     wait_for,
     workspace::{S3Place, Workspace},
@@ -403,4 +403,34 @@ fn what_redis_forked_ends_with_it() {
     wait_for("the child to end", Duration::from_secs(20), || {
         (!std::fs::exists(format!("/proc/{}", children.trim())).unwrap()).then_some(())
     });
+}
+
+#[test]
+fn the_tcp_proxy_changes_splits_and_cuts_bytes() {
+    let (server, _) = echo();
+    let proxy = TcpProxy::start(server);
+    let through = || ask(&format!("http://127.0.0.1:{}", proxy.port()), GET);
+    assert!(through().unwrap().contains("/bucket/key"));
+
+    proxy.on_bytes(|way, _, mut bytes| {
+        if way == Way::Up {
+            let place = bytes.windows(3).position(|word| word == b"key").unwrap();
+            bytes[place] = b'K';
+        }
+        let rest = bytes.split_off(5);
+        vec![Step::Send(bytes), Step::Wait(Duration::from_millis(20)), Step::Send(rest)]
+    });
+    assert!(through().unwrap().contains("/bucket/Key"));
+
+    proxy.on_bytes(|way, _, mut bytes| {
+        bytes.truncate(12);
+        if way == Way::Up { vec![Step::Send(bytes), Step::Cut] } else { vec![] }
+    });
+    assert_eq!(through(), None);
+    let (up, down) = proxy.bytes();
+    assert_eq!(up, 2 * GET.len() as u64 + 12);
+    assert!(down > 0);
+
+    proxy.reset();
+    assert!(through().unwrap().contains("/bucket/key"));
 }

@@ -18,6 +18,7 @@ mod harness;
 mod kill;
 mod memory;
 mod overwrite;
+mod redis;
 mod roundtrip;
 mod secrecy;
 mod store;

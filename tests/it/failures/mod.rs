@@ -21,15 +21,15 @@ use crate::support::{
 };
 
 /// How long something that is on its way may take.
-const SOON: Duration = Duration::from_secs(60);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// What a failure must look like: its exit code and kind, words of its message, and words of its hint. An empty hint asks
 /// for none.
-struct Failure<'a> {
-    code: i32,
-    kind: &'a str,
-    words: &'a [&'a str],
-    hint: &'a str,
+pub(crate) struct Failure<'a> {
+    pub(crate) code: i32,
+    pub(crate) kind: &'a str,
+    pub(crate) words: &'a [&'a str],
+    pub(crate) hint: &'a str,
 }
 
 impl Failure<'_> {
@@ -62,14 +62,14 @@ impl Failure<'_> {
 
     /// Runs it both ways, one after the other.
     #[track_caller]
-    fn of(&self, mut run: impl FnMut() -> Run) {
+    pub(crate) fn of(&self, mut run: impl FnMut() -> Run) {
         self.check_text(run().deadline(SOON).output());
         self.check_json(run().argument("--json").deadline(SOON).output());
     }
 
     /// Runs it both ways at once: for what takes its time to be given up.
     #[track_caller]
-    fn of_both_at_once(&self, run: impl Fn() -> Run) {
+    pub(crate) fn of_both_at_once(&self, run: impl Fn() -> Run) {
         let (text, json) = (run().spawn(), run().argument("--json").spawn());
         self.check_text(text.wait());
         self.check_json(json.wait());
@@ -78,7 +78,7 @@ impl Failure<'_> {
 
 /// The repository is readable and holds no backup, not even an unfinished one.
 #[track_caller]
-fn assert_nothing_recorded(workspace: &Workspace) {
+pub(crate) fn assert_nothing_recorded(workspace: &Workspace) {
     assert_eq!(listed(workspace), json!([]));
 }
 

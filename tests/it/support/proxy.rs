@@ -46,10 +46,33 @@ pub enum Chunk {
 
 type ChunkHook = Box<dyn FnMut(&[u8]) -> Chunk + Send>;
 
+/// Which way bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// From a client to the server.
+    Up,
+    /// From the server to a client.
+    Down,
+}
+
+/// What becomes of bytes on their way, one after the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send these, as a packet of their own.
+    Send(Vec<u8>),
+    /// Wait.
+    Wait(Duration),
+    /// Close the connection on both sides.
+    Cut,
+}
+
+type ByteHook = Box<dyn FnMut(Way, u64, Vec<u8>) -> Vec<Step> + Send>;
+
 #[derive(Default)]
 struct TcpState {
     callbacks: Mutex<BTreeMap<u64, Callback>>,
     on_upstream: Mutex<Option<ChunkHook>>,
+    on_bytes: Mutex<Option<ByteHook>>,
     open: Mutex<Vec<TcpStream>>,
     refuse: AtomicBool,
     ended: AtomicBool,
@@ -113,6 +136,18 @@ impl TcpProxy {
         *lock(&self.state.on_upstream) = Some(Box::new(hook));
     }
 
+    /// Is given whatever passes, with its way and the number of its connection (from 1), and says what becomes of it.
+    pub fn on_bytes(&self, hook: impl FnMut(Way, u64, Vec<u8>) -> Vec<Step> + Send + 'static) {
+        *lock(&self.state.on_bytes) = Some(Box::new(hook));
+    }
+
+    /// Takes the hooks away and lets everybody in.
+    pub fn reset(&self) {
+        *lock(&self.state.on_upstream) = None;
+        *lock(&self.state.on_bytes) = None;
+        self.refuse(false);
+    }
+
     /// Closes every open connection.
     pub fn cut_all(&self) {
         for stream in lock(&self.state.open).drain(..) {
@@ -151,18 +186,37 @@ fn forward(client: &TcpStream, target: SocketAddr, number: u64, state: &Arc<TcpS
         open.extend([client.try_clone(), server.try_clone()].into_iter().flatten());
     }
     let shared = Arc::clone(state);
-    let down = std::thread::spawn(move || copy(&server_2, &client_2, &shared.bytes_down, |_| Chunk::Pass));
-    copy(client, &server, &state.bytes_up, |chunk| match lock(&state.on_upstream).as_mut() {
+    let down = std::thread::spawn(move || {
+        let steps = |bytes| shared.steps(Way::Down, number, bytes);
+        copy(&server_2, &client_2, &shared.bytes_down, |_| Chunk::Pass, steps);
+    });
+    let ask = |chunk: &[u8]| match lock(&state.on_upstream).as_mut() {
         Some(hook) => hook(chunk),
         None => Chunk::Pass,
-    });
+    };
+    copy(client, &server, &state.bytes_up, ask, |bytes| state.steps(Way::Up, number, bytes));
     let _ = down.join();
 }
 
+impl TcpState {
+    fn steps(&self, way: Way, connection: u64, bytes: Vec<u8>) -> Vec<Step> {
+        match lock(&self.on_bytes).as_mut() {
+            Some(hook) => hook(way, connection, bytes),
+            None => vec![Step::Send(bytes)],
+        }
+    }
+}
+
 /// Copies until either side ends, then passes the end on.
-fn copy(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64, ask: impl Fn(&[u8]) -> Chunk) {
+fn copy(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    count: &AtomicU64,
+    ask: impl Fn(&[u8]) -> Chunk,
+    steps: impl Fn(Vec<u8>) -> Vec<Step>,
+) {
     let mut buffer = vec![0; 64 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer) {
+    'reading: while let Ok(read @ 1..) = from.read(&mut buffer) {
         let answer = ask(&buffer[..read]);
         if answer != Chunk::Pass {
             // The client first: nothing that the server says from now on may reach it.
@@ -172,10 +226,21 @@ fn copy(mut from: &TcpStream, mut to: &TcpStream, count: &AtomicU64, ask: impl F
             }
             break;
         }
-        if to.write_all(&buffer[..read]).is_err() {
-            break;
+        for step in steps(buffer[..read].to_vec()) {
+            match step {
+                Step::Send(bytes) => {
+                    if to.write_all(&bytes).is_err() {
+                        break 'reading;
+                    }
+                    count.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+                }
+                Step::Wait(time) => std::thread::sleep(time),
+                Step::Cut => {
+                    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+                    return;
+                }
+            }
         }
-        count.fetch_add(read as u64, Ordering::SeqCst);
     }
     let _ = (from.shutdown(Shutdown::Read), to.shutdown(Shutdown::Write));
 }
