@@ -46,6 +46,7 @@ impl Class {
 pub type Digest = u128;
 
 /// The hash of a few numbers and digests in order.
+#[inline]
 pub(super) fn of<const N: usize>(seed: u64, numbers: [u128; N]) -> Digest {
     xxh3_128_with_seed(numbers.map(u128::to_be_bytes).as_flattened(), seed)
 }

@@ -8,8 +8,8 @@ use super::{
     text::{Text, digest_of_number},
 };
 
-/// The longest number or score that is written as text, in bytes.
-const MOST_NUMBER: usize = 256;
+/// The longest number or score that is written as text, in bytes: `%.17g` and integers take up to 24.
+const MOST_NUMBER: usize = 64;
 
 /// How a container is laid out.
 #[derive(Clone, Copy)]
@@ -87,6 +87,7 @@ impl Container {
         Ok(Self { text, form, behind: 0 })
     }
 
+    #[inline]
     pub(super) fn next(&mut self, input: &mut Input<'_>) -> Result<Option<Element>, RdbError> {
         if self.behind > 0 {
             self.text.skip(input, self.behind)?;
@@ -136,9 +137,8 @@ impl Container {
             // As C's `strtod` rounds the integer's text: to the nearest.
             Element::Number(value) => Ok(value as f64),
             Element::Bytes(len) => {
-                let mut buffer = [0; MOST_NUMBER];
-                let text = self.short(input, len, &mut buffer)?;
-                parse_score(text).ok_or_else(|| input.corrupt("a score is not a number"))
+                let score = self.short(input, len, parse_score)?;
+                score.ok_or_else(|| input.corrupt("a score is not a number"))
             }
         }
     }
@@ -152,26 +152,25 @@ impl Container {
         match element {
             Element::Number(value) => Ok(value),
             Element::Bytes(len) => {
-                let mut buffer = [0; MOST_NUMBER];
-                let text = self.short(input, len, &mut buffer)?;
-                let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+                let number = self.short(input, len, |text| std::str::from_utf8(text).ok()?.parse().ok())?;
                 number.ok_or_else(|| input.corrupt("not an integer"))
             }
         }
     }
 
-    /// Text of a number.
-    fn short<'b>(
+    /// What the text of a number says.
+    fn short<T>(
         &mut self,
         input: &mut Input<'_>,
         len: u64,
-        buffer: &'b mut [u8; MOST_NUMBER],
-    ) -> Result<&'b [u8], RdbError> {
+        parse: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Result<Option<T>, RdbError> {
+        let mut buffer = [0; MOST_NUMBER];
         let Some(bytes) = usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len)) else {
             return Err(input.corrupt("a number's text is too long"));
         };
         self.text.fill(input, bytes)?;
-        Ok(bytes)
+        Ok(parse(bytes))
     }
 
     #[inline]
@@ -179,6 +178,7 @@ impl Container {
         self.text.exact::<1>(input).map(|[byte]| byte)
     }
 
+    #[inline]
     fn listpack_element(&mut self, input: &mut Input<'_>) -> Result<Option<Element>, RdbError> {
         let first = self.byte(input)?;
         let signed = |value: u64, bits: u32| ((value << (64 - bits)) as i64) >> (64 - bits);

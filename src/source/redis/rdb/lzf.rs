@@ -62,7 +62,10 @@ impl Lzf {
             match operation(&source[used..], scratch, &mut self.end) {
                 Ok(0) => break,
                 Ok(n) => used += n,
-                Err(TooFarBack) => return Err(input.corrupt("a compressed string refers to before its start")),
+                Err(TooFarBack) => {
+                    input.consume(used);
+                    return Err(too_far_back(input));
+                }
             }
         }
         input.consume(used);
@@ -82,11 +85,15 @@ impl Lzf {
             match operation(&bytes[..=n], input.scratch(), &mut self.end) {
                 Ok(0) => {}
                 Ok(_) => return Ok(()),
-                Err(TooFarBack) => return Err(input.corrupt("a compressed string refers to before its start")),
+                Err(TooFarBack) => return Err(too_far_back(input)),
             }
         }
         Err(input.corrupt("a compressed string is shorter than it says"))
     }
+}
+
+fn too_far_back(input: &Input<'_>) -> RdbError {
+    input.corrupt("a compressed string refers to before its start")
 }
 
 /// Decodes the operation at the start of `source` to `out[end..]`, which holds [`MOST_OUT`] bytes more. Says how many bytes it

@@ -12,6 +12,7 @@ enum Length {
     Special(u8),
 }
 
+#[inline]
 fn length_or_special(input: &mut Input<'_>) -> Result<Length, RdbError> {
     let first = input.byte()?;
     Ok(match (first >> 6, first) {
@@ -24,6 +25,7 @@ fn length_or_special(input: &mut Input<'_>) -> Result<Length, RdbError> {
     })
 }
 
+#[inline]
 pub(super) fn length(input: &mut Input<'_>) -> Result<u64, RdbError> {
     match length_or_special(input)? {
         Length::Of(length) => Ok(length),
@@ -44,19 +46,32 @@ enum Form {
     Decoded(Lzf),
 }
 
-/// The decimal text of an integer: the bytes, and how many of them. 20 bytes hold every one.
+/// The decimal text of an integer: the bytes, and where it begins in them. By hand, since files are full of integers and the
+/// machinery of formatting took a tenth of a walk's time.
 fn decimal(value: i64) -> ([u8; 20], usize) {
-    use std::io::Write;
     let mut text = [0; 20];
-    let mut rest = &mut text[..];
-    let left = if write!(rest, "{value}").is_ok() { rest.len() } else { 0 };
-    (text, 20 - left)
+    let mut at = text.len();
+    let mut rest = value.unsigned_abs();
+    // 19 digits and a sign at most.
+    loop {
+        at -= 1;
+        text[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    if value < 0 {
+        at -= 1;
+        text[at] = b'-';
+    }
+    (text, at)
 }
 
 /// The hash of an integer is that of its decimal text, since servers write the same value now as this and now as that.
 pub(super) fn digest_of_number(value: i64, seed: u64) -> Digest {
-    let (text, len) = decimal(value);
-    xxh3_128_with_seed(&text[..len], seed)
+    let (text, from) = decimal(value);
+    xxh3_128_with_seed(&text[from..], seed)
 }
 
 impl Text {
@@ -69,8 +84,9 @@ impl Text {
             Length::Special(3) => return Self::compressed(input),
             Length::Special(other) => return Err(input.corrupt(format!("no string has the form {other}"))),
         };
-        let (text, len) = decimal(value);
-        input.scratch()[..len].copy_from_slice(&text[..len]);
+        let (text, from) = decimal(value);
+        let len = text.len() - from;
+        input.scratch()[..len].copy_from_slice(&text[from..]);
         Ok(Self { form: Form::Decoded(Lzf { compressed: 0, at: 0, end: len }), left: len as u64 })
     }
 
@@ -122,16 +138,16 @@ impl Text {
 
     #[inline]
     pub(super) fn exact<const N: usize>(&mut self, input: &mut Input<'_>) -> Result<[u8; N], RdbError> {
-        let mut bytes = [0; N];
-        let some = self.some(input, N as u64)?;
-        let n = some.len();
-        bytes[..n].copy_from_slice(some);
-        if n < N {
-            self.fill(input, &mut bytes[n..])?;
+        if let (Form::Plain, Some(left)) = (&self.form, self.left.checked_sub(N as u64)) {
+            self.left = left;
+            return input.exact();
         }
+        let mut bytes = [0; N];
+        self.fill(input, &mut bytes)?;
         Ok(bytes)
     }
 
+    #[inline]
     pub(super) fn skip(&mut self, input: &mut Input<'_>, mut bytes: u64) -> Result<(), RdbError> {
         while bytes > 0 {
             bytes -= self.some(input, bytes)?.len() as u64;
@@ -140,17 +156,24 @@ impl Text {
     }
 
     /// Hashes the next `len` bytes.
+    #[inline]
     pub(super) fn digest(&mut self, input: &mut Input<'_>, seed: u64, len: u64) -> Result<Digest, RdbError> {
         if len == 0 {
             return Ok(xxh3_128_with_seed(&[], seed));
         }
         let first = self.some(input, len)?;
-        let mut left = len - first.len() as u64;
+        let left = len - first.len() as u64;
         if left == 0 {
             return Ok(xxh3_128_with_seed(first, seed));
         }
         let mut hasher = Xxh3::with_seed(seed);
         hasher.update(first);
+        self.digest_on(input, hasher, left)
+    }
+
+    /// The same, of bytes that are not in one piece.
+    #[inline(never)]
+    fn digest_on(&mut self, input: &mut Input<'_>, mut hasher: Xxh3, mut left: u64) -> Result<Digest, RdbError> {
         while left > 0 {
             let some = self.some(input, left)?;
             hasher.update(some);
