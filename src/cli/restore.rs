@@ -24,11 +24,8 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
         selector: arguments.backup,
         sources: arguments.source,
         targets: arguments.target.iter().map(|text| target(text)).collect::<Result<_, _>>()?,
-        request: RestoreRequest {
-            databases: arguments.database,
-            to_file: arguments.to_rdb,
-            overwrite: arguments.overwrite,
-        },
+        request: RestoreRequest { databases: arguments.database, overwrite: arguments.overwrite },
+        to_rdb: arguments.to_rdb,
     };
     let planned = tokio::select! {
         planned = operation::plan_restore(context, &wanted) => planned?,
@@ -128,7 +125,11 @@ fn result_text(report: &RestoreReport, output: &Output) -> String {
                     "{} of {} could not be compared{}",
                     other,
                     report::count(restored.items.len() as u64, restored.unit),
-                    if restored.unit == "table" { ": they read differently between the two versions of the server" } else { "" },
+                    if restored.unit == "table" {
+                        ": they read differently between the two versions of the server"
+                    } else {
+                        ""
+                    },
                 ),
             )
         };

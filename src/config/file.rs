@@ -15,7 +15,8 @@ use super::redis::REDIS_SECRET_HINT;
 use super::url::{RepositoryUrl, parse_endpoint};
 use super::{
     Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, PasswordSource, PostgresConfig,
-    PostgresHost, RedisConfig, RedisEndpoint, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings, TlsMode, keys,
+    PostgresHost, RedisConfig, RedisEndpoint, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
+    TlsMode, keys,
 };
 
 /// The environment variable that names the configuration file.
@@ -257,9 +258,7 @@ fn read_password(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pas
 fn read_redis(section: &Section<'_>, name: Option<&SourceName>) -> Option<RedisConfig> {
     let endpoint = section.required_text("url").and_then(|text| {
         let hint = secret_hint(name, REDIS_SECRET_HINT);
-        RedisEndpoint::parse(text)
-            .map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint)))
-            .ok()
+        RedisEndpoint::parse(text).map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint))).ok()
     });
     let username = section.text("username").map(str::to_owned);
     if username.is_some() && endpoint.as_ref().is_some_and(|endpoint| endpoint.user.is_some()) {

@@ -6,6 +6,7 @@ mod context;
 mod doctor;
 mod error;
 mod keygen;
+mod open;
 mod restore;
 mod verify;
 
@@ -16,6 +17,7 @@ pub use self::{
     doctor::{DoctorReport, Section, doctor},
     error::{Error, exit},
     keygen::{KeygenReport, keygen},
+    open::{OpenBackup, OpenSnapshot, open_backup},
     restore::{PlannedRestore, RestoreArguments, RestoreReport, plan_restore},
     verify::{Problem, VerifyLevel, VerifyReport, verify},
 };

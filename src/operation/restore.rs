@@ -1,12 +1,13 @@
 //! `restore`: choose, look that everything is there, plan, and (in a second call) carry the plan out.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
-use super::{Context, Error, browse};
+use super::{Context, Error, OpenSnapshot, open_backup};
 use crate::{
     config::SourceSettings,
-    pipeline::{PartReader, SnapshotReader},
-    repository::{BackupId, Catalog, RepositoryError, Selector},
+    repository::{BackupId, Head, Selector},
     source::{self, Compared, Restore, RestorePlan, RestoreRequest, Restored, SourceError},
 };
 
@@ -21,6 +22,8 @@ pub struct RestoreArguments {
     pub targets: Vec<(String, String)>,
     /// What each source is asked.
     pub request: RestoreRequest,
+    /// Write a Redis source's dump to this file instead of restoring into a server.
+    pub to_rdb: Option<PathBuf>,
 }
 
 /// One source's plan.
@@ -68,65 +71,47 @@ impl RestoreReport {
 /// # Errors
 /// No such backup, one with objects missing, a target that cannot be looked at.
 pub async fn plan_restore(context: &Context, arguments: &RestoreArguments) -> Result<PlannedRestore, Error> {
-    let repository = context.repository().await?;
-    let catalog = Catalog::read(&repository).await?;
-    let head = browse::select(&catalog, &arguments.selector, &arguments.sources, repository.store().url())?;
-    let names: Vec<String> = match &arguments.sources[..] {
-        [] => head.sources.iter().filter(|source| source.state.is_usable()).map(|source| source.name.clone()).collect(),
-        names => names.to_vec(),
-    };
-    for (name, _) in &arguments.targets {
-        if !names.contains(name) {
+    let fits = |head: &Head, names: &[String]| arguments.fit(head, names);
+    let opened = open_backup(context, &arguments.selector, &arguments.sources, fits).await?;
+    let mut sources = Vec::new();
+    for OpenSnapshot { name, kind, snapshot } in opened.snapshots {
+        let planned = match &arguments.to_rdb {
+            // No server is needed for it, nor one configured.
+            Some(path) => source::redis::plan_file(snapshot, path, arguments.request.overwrite),
+            None => {
+                let settings = target_settings(context, &name, &kind, &arguments.targets)?;
+                let target = source::open(&settings, &*context.environment)?;
+                target.plan_restore(snapshot, &arguments.request).await
+            }
+        };
+        let restore = planned.map_err(|error| Error::Source { name: name.clone(), error })?;
+        sources.push(PlannedSource { name, restore });
+    }
+    Ok(PlannedRestore { backup: opened.backup, started: opened.started, notes: opened.notes, sources })
+}
+
+impl RestoreArguments {
+    /// Do they go together with what the backup holds?
+    fn fit(&self, head: &Head, names: &[String]) -> Result<(), Error> {
+        if let Some((name, _)) = self.targets.iter().find(|(name, _)| !names.contains(name)) {
             return Err(Error::Usage {
                 message: format!("--target names `{name}`, which is not restored from backup {}", head.backup),
                 hint: Some(format!("it restores {}", names.join(", "))),
             });
         }
-    }
-    if arguments.request.to_file.is_some() {
-        let kinds: Vec<&str> = names.iter().filter_map(|name| head.source(name)).map(|source| source.kind.as_str()).collect();
-        if kinds != [source::redis::KIND] {
+        let kinds: Vec<&str> =
+            names.iter().filter_map(|name| head.source(name)).map(|source| source.kind.as_str()).collect();
+        if self.to_rdb.is_some() && kinds != [source::redis::KIND] {
             return Err(Error::Usage {
-                message: format!("--to-rdb writes the dump of one Redis source, and this would restore {}", names.join(", ")),
+                message: format!(
+                    "--to-rdb writes the dump of one Redis source, and this would restore {}",
+                    names.join(", ")
+                ),
                 hint: Some("name the source with `--source`".into()),
             });
         }
+        Ok(())
     }
-    let epoch = repository.epoch(&head.epoch).await?;
-    epoch.must_open_parts().map_err(RepositoryError::from)?;
-    let mut manifests = Vec::new();
-    for name in &names {
-        let source = head.source(name).ok_or_else(|| RepositoryError::NoSnapshot {
-            id: head.backup.clone(),
-            name: name.clone(),
-            state: None,
-        })?;
-        manifests.push(repository.manifest(head, &epoch, source).await?);
-    }
-    let missing = repository.missing_parts(&epoch, &manifests.iter().collect::<Vec<_>>()).await?;
-    if let Some(trust) = missing.into_iter().next() {
-        return Err(RepositoryError::from(trust).into());
-    }
-    let parts = PartReader::new(repository.store().clone(), epoch.clone(), context.budget(), context.progress.clone())
-        .map_err(RepositoryError::from)?;
-    let mut sources = Vec::new();
-    for manifest in manifests {
-        let name = manifest.source.name.clone();
-        let settings = target_settings(context, &name, &manifest.source.kind, &arguments.targets)?;
-        let target = source::open(&settings, &*context.environment)?;
-        let snapshot = SnapshotReader::new(manifest, parts.clone());
-        let restore = target
-            .plan_restore(snapshot, &arguments.request)
-            .await
-            .map_err(|error| Error::Source { name: name.clone(), error })?;
-        sources.push(PlannedSource { name, restore });
-    }
-    let mut notes = match arguments.selector {
-        Selector::Latest => catalog.passed_over(head),
-        _ => Vec::new(),
-    };
-    notes.extend(catalog.unknown.as_ref().map(|unknown| format!("{unknown}; {}", unknown.hint())));
-    Ok(PlannedRestore { backup: head.backup.clone(), started: head.started, notes, sources })
 }
 
 /// The configured source of that name and kind, at another address where one was given.

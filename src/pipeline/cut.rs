@@ -14,8 +14,7 @@ pub(super) const MIN_PART: u64 = 2 * 1024 * 1024;
 const TARGET_PART: u64 = 8 * 1024 * 1024;
 
 /// The policy in words, for `epoch.json`.
-pub const CUT_POLICY: &str =
-    "rows; after a row whose XXH3-128 falls below its share of 6 MiB; other streams by a rolling hash of 64 bytes; at least 2 MiB, at most 32 MiB";
+pub const CUT_POLICY: &str = "rows; after a row whose XXH3-128 falls below its share of 6 MiB; other streams by a rolling hash of 64 bytes; at least 2 MiB, at most 32 MiB";
 
 /// Is there a cut after this row? `len` is the row's length with its line end, `part` the part's with the row.
 fn cut_after(part: u64, len: u64, hash: u128) -> bool {

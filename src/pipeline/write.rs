@@ -18,7 +18,9 @@ use super::{
     cut::{Cutter, Piece},
 };
 use crate::{
-    repository::{Artifact, Epoch, Fingerprint, Format, PartName, PartRef, ReusableParts, Reuse, RunTail, StoredPart, part_key},
+    repository::{
+        Artifact, Epoch, Fingerprint, Format, PartName, PartRef, ReusableParts, Reuse, RunTail, StoredPart, part_key,
+    },
     store::{Store, StoreErrorKind},
 };
 

@@ -97,8 +97,6 @@ pub struct Captured {
 pub struct RestoreRequest {
     /// Databases to restore, each under a name of its own; all under their own names where this is empty.
     pub databases: Vec<(String, String)>,
-    /// Write a file for the server to load instead of restoring into one.
-    pub to_file: Option<std::path::PathBuf>,
     /// Replace what is there.
     pub overwrite: bool,
 }

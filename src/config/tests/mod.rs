@@ -222,7 +222,11 @@ fn problems_are_named() {
         (source(SOURCE), "/etc/t.toml:8:8: `source[1].name`: the name `db` is taken", ""),
         (source("").replace("\"db\"", "\"Db\""), "`Db` cannot be a source's name", "lower-case"),
         (source("").replace("\"postgres\"", "\"redis\""), "`source[0].url`: is not a Redis url", "redis://host:6379"),
-        (redis("redis://c", "databases = [\"a\"]"), "`source[0].databases`: is a key of sources of kind `postgres`", "remove"),
+        (
+            redis("redis://c", "databases = [\"a\"]"),
+            "`source[0].databases`: is a key of sources of kind `postgres`",
+            "remove",
+        ),
         (redis("redis://c", "tls = \"disable\""), "`source[0].tls`: TLS to Redis is not supported", "remove"),
         (source("username = \"a\"\n"), "`source[0].username`: is a key of sources of kind `redis`", "remove it"),
         (redis("redis://a@c", "username = \"b\""), "`source[0].username`: the url names a user too", "keep one"),

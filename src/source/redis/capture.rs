@@ -58,8 +58,8 @@ impl RedisCapture {
         let session = server.session().await?;
         let facts = Facts::ask(server, &session).await?;
         let allowed = server.config.allow_server_dump;
-        let (form, why) = form::choose(&facts, allowed)
-            .map_err(|reason| RedisError::NoForm { server: server.name(), reason })?;
+        let (form, why) =
+            form::choose(&facts, allowed).map_err(|reason| RedisError::NoForm { server: server.name(), reason })?;
         tracing::debug!("{}: dump by {}: {why}", server.name(), form.name());
         let dump = match Dump::request(server, form).await {
             Ok(dump) => dump,
@@ -138,8 +138,7 @@ impl Capture for RedisCapture {
             )),
         }
         writer.finish_with(fingerprint, serde_json::Value::Null).await?;
-        let detail = serde_json::to_value(detail)
-            .map_err(|error| RedisError::Detail { detail: error.to_string() })?;
+        let detail = serde_json::to_value(detail).map_err(|error| RedisError::Detail { detail: error.to_string() })?;
         Ok(Captured { detail, uncovered: Vec::new(), notes, empty })
     }
 }
@@ -380,4 +379,3 @@ pub(super) async fn count(dump: Dump, seed: u64, tally: Tally) -> Result<Taken<T
     let (taken, ()) = tokio::join!(taking, dropping);
     taken
 }
-

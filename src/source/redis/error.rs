@@ -197,14 +197,22 @@ fn hint_for(text: &str) -> Option<String> {
         "WRONGPASS" | "NOAUTH" => "check the source's `username` and `password_file`".into(),
         "NOPERM" => "give the user the commands that the README lists under Permissions (ACL SETUSER)".into(),
         "LOADING" => "the server reads its data after a start; try again when it is done".into(),
-        "NOMASTERLINK" => "the replica has lost its master; back up the master, or wait until they are connected".into(),
+        "NOMASTERLINK" => {
+            "the replica has lost its master; back up the master, or wait until they are connected".into()
+        }
         "MISCONF" => "the server cannot save to its disk and refuses writes; look at its log".into(),
         "OOM" => "the target's `maxmemory` is too small for the data".into(),
         "READONLY" => "the target is a replica; restore into its master".into(),
         "BUSYKEY" => "something else writes to the target; stop it and restore again with `--overwrite`".into(),
-        "ERR" if text.contains("payload version or checksum") => "the target is older than the source; restore into a newer one".into(),
-        "ERR" if text.contains("Bad data format") => "the target does not know this kind of value: it is older, or lacks a module".into(),
-        "ERR" if text.contains("without any password") => "the server asks for no password; remove `password_file`".into(),
+        "ERR" if text.contains("payload version or checksum") => {
+            "the target is older than the source; restore into a newer one".into()
+        }
+        "ERR" if text.contains("Bad data format") => {
+            "the target does not know this kind of value: it is older, or lacks a module".into()
+        }
+        "ERR" if text.contains("without any password") => {
+            "the server asks for no password; remove `password_file`".into()
+        }
         _ => return None,
     })
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     pipeline::{Progress, SnapshotReader},
     report,
-    source::{Compared, Refusal, Restore, RestorePlan, RestoreRequest, Restored, RestoredItem, SourceError},
+    source::{Compared, Refusal, Restore, RestorePlan, Restored, RestoredItem, SourceError},
 };
 
 /// A planned file.
@@ -28,29 +28,26 @@ pub(super) struct FileRestore {
     plan: RestorePlan,
 }
 
-pub(super) fn plan(
-    snapshot: SnapshotReader,
-    path: &Path,
-    request: &RestoreRequest,
-) -> Result<FileRestore, SourceError> {
+pub(super) fn plan(snapshot: SnapshotReader, path: &Path, overwrite: bool) -> Result<FileRestore, SourceError> {
     let detail = detail(&snapshot)?;
     let artifact = snapshot.artifact(PATH)?;
     let mut plan =
         RestorePlan { target: format!("file {}", path.display()), raw: artifact.raw, ..RestorePlan::default() };
     plan.steps.push(format!("write {} of {} (RDB version {})", report::bytes(artifact.raw), detail.server, detail.rdb));
     plan.notes.extend([
-        "put the file in place of the server's `dbfilename` in its `dir` while it is stopped, owned by its user".to_owned(),
+        "put the file in place of the server's `dbfilename` in its `dir` while it is stopped, owned by its user"
+            .to_owned(),
         "a server with `appendonly yes` ignores the file: start it with `appendonly no`, look at its keys, then \
          CONFIG SET appendonly yes (which writes a new append-only file), and only then put it into its configuration"
             .to_owned(),
     ]);
-    if path.exists() && !request.overwrite {
+    if path.exists() && !overwrite {
         plan.refusals.push(Refusal {
             what: format!("{} exists", path.display()),
             hint: "name another file, or replace it with `--overwrite`".into(),
         });
     }
-    Ok(FileRestore { snapshot, detail, path: path.to_owned(), overwrite: request.overwrite, plan })
+    Ok(FileRestore { snapshot, detail, path: path.to_owned(), overwrite, plan })
 }
 
 #[async_trait]

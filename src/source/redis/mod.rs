@@ -19,17 +19,12 @@ mod tally;
 mod walk;
 mod wire;
 
+use std::path::Path;
+
 use async_trait::async_trait;
 use secrecy::SecretString;
 
-use self::{
-    capture::RedisCapture,
-    dump::Dump,
-    facts::Facts,
-    server::Server,
-    tally::Tally,
-    walk::Walk,
-};
+use self::{capture::RedisCapture, dump::Dump, facts::Facts, server::Server, tally::Tally, walk::Walk};
 use super::{Capture, Finding, Level, Restore, RestoreRequest, Source, SourceError};
 use crate::{
     config::RedisConfig,
@@ -103,11 +98,16 @@ impl Source for RedisSource {
         snapshot: SnapshotReader,
         request: &RestoreRequest,
     ) -> Result<Box<dyn Restore>, SourceError> {
-        Ok(match &request.to_file {
-            Some(path) => Box::new(file::plan(snapshot, path, request)?),
-            None => Box::new(restore::plan(&self.server, snapshot, request).await?),
-        })
+        Ok(Box::new(restore::plan(&self.server, snapshot, request).await?))
     }
+}
+
+/// Plans to write a snapshot's RDB file to `path`, for a server to load when it starts. Touches nothing.
+///
+/// # Errors
+/// A snapshot that is none of Redis.
+pub fn plan_file(snapshot: SnapshotReader, path: &Path, overwrite: bool) -> Result<Box<dyn Restore>, SourceError> {
+    Ok(Box::new(file::plan(snapshot, path, overwrite)?))
 }
 
 /// Counts a stored RDB file again, for a verification of content.

@@ -20,9 +20,7 @@ use super::{
 use crate::{
     pipeline::SnapshotReader,
     report,
-    source::{
-        Compared, Refusal, Restore, RestorePlan, RestoreRequest, Restored, RestoredItem, SourceError,
-    },
+    source::{Compared, Refusal, Restore, RestorePlan, RestoreRequest, Restored, RestoredItem, SourceError},
 };
 
 /// The longest string that a server takes in a command where it does not say (`proto-max-bulk-len`).
@@ -56,11 +54,8 @@ pub(super) async fn plan(
 ) -> Result<RedisRestore, SourceError> {
     let detail = detail(&snapshot)?;
     let artifact = snapshot.artifact(PATH)?;
-    let mut plan = RestorePlan {
-        target: server.config.endpoint.to_string(),
-        raw: artifact.raw,
-        ..RestorePlan::default()
-    };
+    let mut plan =
+        RestorePlan { target: server.config.endpoint.to_string(), raw: artifact.raw, ..RestorePlan::default() };
     let mut refuse = |what: String, hint: &str| plan.refusals.push(Refusal { what, hint: hint.to_owned() });
     if !request.databases.is_empty() {
         refuse(
@@ -145,11 +140,16 @@ pub(super) async fn plan(
     }
     if !contents.functions.is_empty() {
         let n = contents.functions.len() as u64;
-        plan.steps.push(format!("load {}", if n == 1 { "1 function library".into() } else { format!("{n} function libraries") }));
+        plan.steps.push(format!(
+            "load {}",
+            if n == 1 { "1 function library".into() } else { format!("{n} function libraries") }
+        ));
     }
     plan.steps.push(format!("restore {} on {CONNECTIONS} connections", held(&databases)));
     match facts.keeps() {
-        (false, false) => plan.notes.push("the target keeps nothing on disk: its restart loses what is restored".into()),
+        (false, false) => {
+            plan.notes.push("the target keeps nothing on disk: its restart loses what is restored".into())
+        }
         (rdb, aof) => plan.steps.push(format!("save to disk ({}), and wait for it", saves(rdb, aof).join(", "))),
     }
     match form::choose(&after_save(&facts), server.config.allow_server_dump) {
@@ -184,7 +184,8 @@ fn saves(rdb: bool, aof: bool) -> Vec<&'static str> {
 /// A server that saves RDB files will have saved one when it is asked for a dump.
 fn after_save(facts: &Facts) -> Facts {
     let mut facts = facts.clone();
-    if let Some(saving) = facts.saving.as_mut().filter(|_| facts.settings.as_ref().is_some_and(|s| !s.save.is_empty())) {
+    if let Some(saving) = facts.saving.as_mut().filter(|_| facts.settings.as_ref().is_some_and(|s| !s.save.is_empty()))
+    {
         (saving.last_ok, saving.saved_since_start) = (true, true);
     }
     facts
@@ -215,10 +216,14 @@ fn notes(contents: &Contents, facts: &Facts, databases: &BTreeMap<u64, u64>, raw
     }
     for (module, keys) in &contents.module_keys {
         let keys = report::count(*keys, "key");
-        notes.push(format!("{keys} of module type `{module}`: the target needs that module; their content is not compared"));
+        notes.push(format!(
+            "{keys} of module type `{module}`: the target needs that module; their content is not compared"
+        ));
     }
     for module in &contents.module_data {
-        notes.push(format!("data of module `{module}` that belongs to no key is not restored; `--to-rdb FILE` brings it back"));
+        notes.push(format!(
+            "data of module `{module}` that belongs to no key is not restored; `--to-rdb FILE` brings it back"
+        ));
     }
     if facts.version.is_none() {
         notes.push("INFO of the target may not be read: whether it is new enough is not known".into());
@@ -416,7 +421,8 @@ impl RedisRestore {
         };
         let taken = capture::count(dump, self.snapshot.fingerprint_seed(), Tally::new(None).by_minute(now)).await?;
         let Some((contents, Some(found))) = taken.tally.map(Tally::finish) else {
-            notes.push(format!("the target's dump is of RDB version {}, which this program cannot read", taken.version));
+            notes
+                .push(format!("the target's dump is of RDB version {}, which this program cannot read", taken.version));
             return Ok(Compared::Inconclusive);
         };
         let Some((mut differences, compared)) = expected.differences(&found, &self.contents.databases(), at) else {

@@ -139,7 +139,8 @@ impl Contents {
     /// Function libraries that `found` lacks, in words.
     pub(super) fn missing_functions(&self, found: &Self) -> Option<String> {
         let missing = self.functions.iter().filter(|digest| !found.functions.contains(digest)).count();
-        (missing > 0).then(|| format!("{missing} of {} function libraries are missing or changed", self.functions.len()))
+        (missing > 0)
+            .then(|| format!("{missing} of {} function libraries are missing or changed", self.functions.len()))
     }
 }
 
@@ -201,7 +202,11 @@ impl ByMinute {
         }
         let living = |of: &Self, place: &(u64, Class)| {
             let mut sum = Sum::default();
-            of.sums.get(place).into_iter().flat_map(|minutes| minutes.range(after..)).for_each(|(_, more)| sum.join(*more));
+            of.sums
+                .get(place)
+                .into_iter()
+                .flat_map(|minutes| minutes.range(after..))
+                .for_each(|(_, more)| sum.join(*more));
             sum
         };
         let mut places: Vec<_> = self.sums.keys().chain(found.sums.keys()).copied().collect();

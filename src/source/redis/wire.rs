@@ -208,9 +208,7 @@ impl Reading {
     pub(super) async fn answer(&mut self, what: &str) -> Result<Vec<u8>, RedisError> {
         match self.reply(what).await? {
             Reply::Text(text) => Ok(text),
-            Reply::Error(text) => {
-                Err(RedisError::Said { server: self.server.clone(), what: what.to_owned(), text })
-            }
+            Reply::Error(text) => Err(RedisError::Said { server: self.server.clone(), what: what.to_owned(), text }),
         }
     }
 
