@@ -1,6 +1,13 @@
 //! A restore into a running server: plan, `RESTORE` of every key, a save, and a dump that is taken back and compared.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -11,7 +18,7 @@ use super::{
     dump::Dump,
     error::RedisError,
     facts::{Facts, Info},
-    form,
+    form::{self, Form, NoForm},
     load::{self, CONNECTIONS},
     server::{Server, Session},
     tally::{ByMinute, Contents, Tally},
@@ -27,6 +34,8 @@ use crate::{
 const MOST_BULK: u64 = 512 * 1024 * 1024;
 /// How long a save to disk may take.
 const MOST_SAVING: Duration = Duration::from_secs(6 * 3600);
+/// What lets a server hand over its data without a file.
+const DISKLESS_SETTING: &str = "repl-diskless-sync";
 /// How often a save is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -44,6 +53,8 @@ pub(super) struct RedisRestore {
     /// Keys that are in the databases that will be restored.
     in_the_way: BTreeMap<u64, u64>,
     overwrite: bool,
+    /// Did we change [`DISKLESS_SETTING`]?
+    changed: AtomicBool,
     plan: RestorePlan,
 }
 
@@ -156,7 +167,10 @@ pub(super) async fn plan(
         Ok((form, _)) => {
             plan.steps.push(format!("take a dump back ({}) and compare the fingerprints of every key", form.name()));
         }
-        Err(reason) => plan.notes.push(format!("the result cannot be compared, since the target {reason}")),
+        Err(NoForm::KeepsNone) => plan.steps.push(format!(
+            "take a dump back ({DISKLESS_SETTING} yes for that time) and compare the fingerprints of every key"
+        )),
+        Err(reason) => plan.notes.push(format!("the result cannot be compared: {reason}")),
     }
     plan.notes.extend(notes(&contents, &facts, &databases, artifact.raw));
     let rdb = parsed.unwrap_or_default();
@@ -168,6 +182,7 @@ pub(super) async fn plan(
         facts,
         in_the_way,
         overwrite: request.overwrite,
+        changed: AtomicBool::new(false),
         plan,
     })
 }
@@ -260,7 +275,7 @@ impl Restore for RedisRestore {
     }
 
     async fn execute(self: Box<Self>, cancel: &CancellationToken) -> Result<Restored, SourceError> {
-        let taken = std::sync::Arc::default();
+        let taken = Arc::default();
         let done = tokio::select! {
             done = self.restore(&taken) => done,
             () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
@@ -279,7 +294,7 @@ impl Restore for RedisRestore {
 }
 
 impl RedisRestore {
-    async fn restore(&self, taken: &std::sync::Arc<std::sync::atomic::AtomicU64>) -> Result<Restored, SourceError> {
+    async fn restore(&self, taken: &Arc<AtomicU64>) -> Result<Restored, SourceError> {
         let progress = self.snapshot.progress();
         let session = self.server.session().await?;
         if self.overwrite {
@@ -306,7 +321,7 @@ impl RedisRestore {
     async fn load(
         &self,
         now: u64,
-        taken: &std::sync::Arc<std::sync::atomic::AtomicU64>,
+        taken: &Arc<AtomicU64>,
     ) -> Result<(BTreeMap<u64, u64>, ByMinute), SourceError> {
         let progress = self.snapshot.progress().clone();
         let tally = Tally::new(Some(progress)).by_minute(now);
@@ -397,16 +412,13 @@ impl RedisRestore {
         notes: &mut Vec<String>,
     ) -> Result<Compared, SourceError> {
         self.snapshot.progress().set_phase("comparing");
-        let facts = Facts::ask(&self.server, session).await?;
-        let form = match form::choose(&facts, self.server.config.allow_server_dump) {
-            Ok((form, _)) => form,
-            Err(reason) => {
-                notes.push(format!("the target took every key, but was not compared: {reason}; {}", reason.hint()));
+        let dump = match self.dump_back(session).await {
+            Ok(dump) => dump,
+            Err(error @ RedisError::NoForm { .. }) => {
+                let hint = error.hint().unwrap_or_default();
+                notes.push(format!("the target took every key, but was not compared: {error}; {hint}"));
                 return Ok(Compared::Inconclusive);
             }
-        };
-        let dump = match Dump::request(&self.server, form).await {
-            Ok(dump) => dump,
             Err(error) if error.is_denied() => {
                 notes.push(format!("the target took every key, but was not compared: {error}"));
                 return Ok(Compared::Inconclusive);
@@ -444,6 +456,31 @@ impl RedisRestore {
         Ok(Compared::Same)
     }
 
+    /// Begins a dump of the target. One that keeps no files and offers no other way is set to offer it, until the dump has begun.
+    async fn dump_back(&self, session: &Session) -> Result<Dump, RedisError> {
+        let facts = Facts::ask(&self.server, session).await?;
+        let reason = match form::choose(&facts, self.server.config.allow_server_dump) {
+            Ok((form, _)) => return Dump::request(&self.server, form).await,
+            Err(reason) => reason,
+        };
+        let (NoForm::KeepsNone, Some(settings)) = (reason, facts.settings) else {
+            return Err(RedisError::NoForm { server: self.server.name(), reason });
+        };
+        session.ask::<()>(&["CONFIG", "SET", DISKLESS_SETTING, "yes"]).await?;
+        self.changed.store(true, Ordering::Relaxed);
+        let dump = Dump::request(&self.server, Form::Diskless { repl_timeout: settings.repl_timeout }).await;
+        self.change_back(session).await?;
+        dump
+    }
+
+    /// The target's setting is as it was.
+    async fn change_back(&self, session: &Session) -> Result<(), RedisError> {
+        if self.changed.swap(false, Ordering::Relaxed) {
+            session.ask::<()>(&["CONFIG", "SET", DISKLESS_SETTING, "no"]).await?;
+        }
+        Ok(())
+    }
+
     /// What is in the target after a failure, in words.
     async fn left(&self, taken: u64) -> String {
         let mut left = Vec::new();
@@ -454,6 +491,7 @@ impl RedisRestore {
         left.push(format!("the target took {taken} of {}", report::count(of, "key")));
         let looking = async {
             let session = self.server.session().await?;
+            self.change_back(&session).await?;
             let mut held = BTreeMap::new();
             for db in self.contents.databases().into_keys() {
                 held.insert(db, keys_of(&session, db).await?);
