@@ -1,6 +1,6 @@
 //! Redis' own file format, read as it passes.
 //!
-//! [`walk`] reads an RDB file from any [`Read`](std::io::Read), key by key, and never holds more than a buffer of it: strings of
+//! [`walk()`] reads an RDB file from any [`Read`](std::io::Read), key by key, and never holds more than a buffer of it: strings of
 //! any size, compressed ones and containers (listpack, ziplist, intset, zipmap) are decoded as streams. What it finds goes to a
 //! [`Visitor`]: the raw bytes of each value, which are what `RESTORE` takes, and a canonical hash of its content, which does not
 //! depend on how a server happened to encode it.

