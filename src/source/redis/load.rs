@@ -253,6 +253,10 @@ impl Visitor for Loader {
         }
     }
 
+    fn field(&mut self, expiry: u64, digest: Digest) -> Result<(), String> {
+        self.tally.field(expiry, digest)
+    }
+
     fn end(&mut self, end: &KeyEnd<'_>) -> Result<(), String> {
         self.tally.end(end)?;
         let Some(mut current) = self.current.take() else { return Err("has a value without a key".into()) };

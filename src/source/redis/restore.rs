@@ -318,11 +318,7 @@ impl RedisRestore {
     }
 
     /// Every key and library into the target. Gives bytes by database, and the sums of what was sent.
-    async fn load(
-        &self,
-        now: u64,
-        taken: &Arc<AtomicU64>,
-    ) -> Result<(BTreeMap<u64, u64>, ByMinute), SourceError> {
+    async fn load(&self, now: u64, taken: &Arc<AtomicU64>) -> Result<(BTreeMap<u64, u64>, ByMinute), SourceError> {
         let progress = self.snapshot.progress().clone();
         let tally = Tally::new(Some(progress)).by_minute(now);
         let (loader, mut connections) =
@@ -437,7 +433,7 @@ impl RedisRestore {
                 .push(format!("the target's dump is of RDB version {}, which this program cannot read", taken.version));
             return Ok(Compared::Inconclusive);
         };
-        let Some((mut differences, compared)) = expected.differences(&found, &self.contents.databases(), at) else {
+        let Some((mut differences, left_out)) = expected.differences(&found, &self.contents.databases(), at) else {
             notes.push("the restore took so long that keys that expire could not be told apart any more".into());
             return Ok(Compared::Inconclusive);
         };
@@ -445,12 +441,13 @@ impl RedisRestore {
         if !differences.is_empty() {
             return Err(RedisError::Differs { server: self.server.name(), differences }.into());
         }
-        let captured: u64 = self.contents.databases().values().sum();
-        let left_out = captured - compared.values().sum::<u64>();
         if left_out > 0 {
             notes.push(format!(
                 "{} had expired, or were about to within two minutes: not compared",
-                report::count(left_out, "key")
+                match left_out {
+                    1 => "1 key, or field of a hash,".to_owned(),
+                    n => format!("{n} keys, or fields of hashes,"),
+                }
             ));
         }
         Ok(Compared::Same)

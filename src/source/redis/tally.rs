@@ -187,14 +187,14 @@ impl ByMinute {
         self.sums.entry((db, class)).or_default().entry(minute).or_default().add(digest);
     }
 
-    /// How `found` differs among the keys of `databases` that live on after `at`, in words; and how many keys of `self` those were,
-    /// by database. `None` where `at` is too far off.
+    /// How `found` differs among the keys (and fields that expire by themselves) of `databases` that live on after `at`, in words;
+    /// and how many of `self` do not live on. `None` where `at` is too far off.
     pub(super) fn differences(
         &self,
         found: &Self,
         databases: &BTreeMap<u64, u64>,
         at: u64,
-    ) -> Option<(Vec<String>, BTreeMap<u64, u64>)> {
+    ) -> Option<(Vec<String>, u64)> {
         // A little more than the clocks' difference, so that what is about to go is on neither side.
         let after = (at + 2000) / MINUTE + 1;
         if after >= self.first + HORIZON || self.first != found.first {
@@ -212,13 +212,14 @@ impl ByMinute {
         let mut places: Vec<_> = self.sums.keys().chain(found.sums.keys()).copied().collect();
         places.sort_unstable();
         places.dedup();
-        let (mut differences, mut compared) = (Vec::new(), BTreeMap::new());
+        let (mut differences, mut left_out) = (Vec::new(), 0);
         for place in places.into_iter().filter(|(db, _)| databases.contains_key(db)) {
             let ours = living(self, &place);
-            *compared.entry(place.0).or_default() += ours.keys;
+            let gone = self.sums.get(&place).into_iter().flat_map(|minutes| minutes.range(..after));
+            left_out += gone.map(|(_, sum)| sum.keys).sum::<u64>();
             differences.extend(difference(place, "", ours, living(found, &place)));
         }
-        Some((differences, compared))
+        Some((differences, left_out))
     }
 }
 
@@ -299,6 +300,15 @@ impl Visitor for Tally {
         Ok(())
     }
 
+    fn field(&mut self, expiry: u64, digest: Digest) -> Result<(), String> {
+        let (db, of_key, _) = self.current;
+        if let Some(by_minute) = &mut self.by_minute {
+            // Only hashes have such fields. Each counts for itself: it goes when its time comes, and its key stays.
+            by_minute.add(db, Class::Hash, Some(of_key.map_or(expiry, |of_key| of_key.min(expiry))), digest);
+        }
+        Ok(())
+    }
+
     fn end(&mut self, end: &KeyEnd<'_>) -> Result<(), String> {
         let (db, expiry, offset) = self.current;
         let (lasting, expiring) = self.contents.entry((db, end.class)).or_default();
@@ -309,8 +319,8 @@ impl Visitor for Tally {
                 self.rest.expired += u64::from(expiry <= self.taken);
             }
         }
-        if let Some(by_minute) = &mut self.by_minute {
-            by_minute.add(db, end.class, expiry, end.digest);
+        if let (Some(by_minute), Some(lasting)) = (&mut self.by_minute, end.lasting) {
+            by_minute.add(db, end.class, expiry, lasting);
         }
         if let Some(module) = end.module
             && (self.rest.module_keys.len() < MOST_NAMES || self.rest.module_keys.contains_key(module))
@@ -337,7 +347,9 @@ mod tests {
         tally.aux(b"ctime", b"600").unwrap();
         for (db, class, expiry, digest) in keys {
             tally.key(&KeyHead { db: *db, key: b"k", expiry: *expiry, kind: 0, offset: 7 }).unwrap();
-            tally.end(&KeyEnd { class: *class, digest: *digest, length: 1, module: None }).unwrap();
+            tally
+                .end(&KeyEnd { class: *class, digest: *digest, lasting: Some(*digest), length: 1, module: None })
+                .unwrap();
         }
         let (contents, by_minute) = tally.finish();
         (contents, by_minute.unwrap())
@@ -378,7 +390,7 @@ mod tests {
         ]);
         let databases = BTreeMap::from([(0, 5)]);
         let same = ours.differences(&theirs, &databases, 12 * MINUTE + 10).unwrap();
-        assert_eq!(same, (vec![], BTreeMap::from([(0, 3)])));
+        assert_eq!(same, (vec![], 2));
         let (differences, _) = ours.differences(&theirs, &databases, 11 * MINUTE).unwrap();
         assert_eq!(differences, ["db 0: 3 strings instead of 4"]);
         assert!(ours.differences(&theirs, &databases, 60 * 60 * 60 * 1000).is_none());

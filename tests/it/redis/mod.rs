@@ -6,6 +6,7 @@ mod cuts;
 mod failures;
 mod forms;
 mod kill;
+mod replication;
 mod restore;
 mod roundtrip;
 mod stalls;

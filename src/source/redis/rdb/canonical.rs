@@ -85,6 +85,10 @@ impl Unordered {
         Self { seed, sum: 0, count: 0 }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     pub(super) fn add(&mut self, digest: Digest) {
         self.sum = self.sum.wrapping_add(digest);
         self.count += 1;

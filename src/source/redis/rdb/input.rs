@@ -4,7 +4,7 @@
 
 use std::io::Read;
 
-use super::{RdbError, Visitor, lzf};
+use super::{Digest, RdbError, Visitor, canonical, lzf};
 
 /// What is read at once.
 const BUFFER: usize = 128 * 1024;
@@ -28,6 +28,8 @@ pub(super) struct Input<'a> {
     crc: crc::Digest<'static, u64, crc::Table<16>>,
     /// Do the bytes that are consumed belong to a value, which the visitor wants?
     handing: bool,
+    /// The hash of the key whose value is read, without its content.
+    key: Digest,
     /// Where a string is decoded: one for the whole walk, since there is one string at a time.
     scratch: Box<[u8]>,
 }
@@ -45,6 +47,7 @@ impl<'a> Input<'a> {
             before: 0,
             crc: CRC.digest(),
             handing: false,
+            key: 0,
             scratch: vec![0; lzf::SCRATCH].into_boxed_slice(),
         }
     }
@@ -62,6 +65,18 @@ impl<'a> Input<'a> {
     /// Tells the visitor something.
     pub(super) fn tell(&mut self, what: impl FnOnce(&mut dyn Visitor) -> Result<(), String>) -> Result<(), RdbError> {
         what(self.visitor).map_err(RdbError::Stopped)
+    }
+
+    /// Tells of a field that expires by itself; its own hash does not know of its key.
+    pub(super) fn tell_field(&mut self, seed: u64, expiry: u64, field: Digest) -> Result<(), RdbError> {
+        let digest = canonical::of(seed, [self.key, field]);
+        self.tell(|visitor| visitor.field(expiry, digest))
+    }
+
+    /// A value begins, of the key with this hash.
+    pub(super) fn begin_value(&mut self, key: Digest) -> Result<(), RdbError> {
+        self.key = key;
+        self.hand(true)
     }
 
     /// From here on, what is consumed goes to the visitor, or no longer does.

@@ -13,6 +13,8 @@ use super::{
 pub(super) struct Value {
     /// The hash of its content.
     pub(super) digest: Digest,
+    /// The hash of what is left of it when every field that expires is gone; absent where nothing is.
+    pub(super) lasting: Option<Digest>,
     /// The module's name, where it is a module's.
     pub(super) module: Option<String>,
 }
@@ -42,6 +44,7 @@ pub(super) fn unknown(kind: u8) -> String {
 
 /// Reads the value of type `kind`.
 pub(super) fn value(input: &mut Input<'_>, seed: u64, kind: u8) -> Result<Value, RdbError> {
+    let expiring = |fields: Fields| Ok(Value { digest: fields.all.finish(), lasting: fields.lasting(), module: None });
     let digest = match kind {
         0 => string(input, seed)?,
         1 => list(input, seed)?,
@@ -63,13 +66,13 @@ pub(super) fn value(input: &mut Input<'_>, seed: u64, kind: u8) -> Result<Value,
         19 => stream::stream(input, seed, stream::Generation::Second)?,
         20 => packed_set(input, seed, Layout::Listpack)?,
         21 => stream::stream(input, seed, stream::Generation::Third)?,
-        22 => hash_with_ttls(input, seed, false)?,
-        23 => packed_hash_with_ttls(input, seed, false)?,
-        24 => hash_with_ttls(input, seed, true)?,
-        25 => packed_hash_with_ttls(input, seed, true)?,
+        22 => return expiring(hash_with_ttls(input, seed, false)?),
+        23 => return expiring(packed_hash_with_ttls(input, seed, false)?),
+        24 => return expiring(hash_with_ttls(input, seed, true)?),
+        25 => return expiring(packed_hash_with_ttls(input, seed, true)?),
         _ => return Err(input.corrupt(unknown(kind))),
     };
-    Ok(Value { digest, module: None })
+    Ok(Value { digest, lasting: Some(digest), module: None })
 }
 
 pub(super) fn string(input: &mut Input<'_>, seed: u64) -> Result<Digest, RdbError> {
@@ -107,11 +110,41 @@ fn hash(input: &mut Input<'_>, seed: u64) -> Result<Digest, RdbError> {
     Ok(fields.finish())
 }
 
+/// The fields of a hash some of which expire.
+struct Fields {
+    seed: u64,
+    all: Unordered,
+    /// Those that never expire.
+    lasting: Unordered,
+}
+
+impl Fields {
+    fn new(seed: u64) -> Self {
+        Self { seed, all: Unordered::new(seed), lasting: Unordered::new(seed) }
+    }
+
+    fn add(&mut self, input: &mut Input<'_>, name: Digest, value: Digest, ttl: u64) -> Result<(), RdbError> {
+        let digest = field(self.seed, name, value, ttl);
+        self.all.add(digest);
+        match ttl {
+            0 => {
+                self.lasting.add(digest);
+                Ok(())
+            }
+            _ => input.tell_field(self.seed, ttl, digest),
+        }
+    }
+
+    fn lasting(&self) -> Option<Digest> {
+        (!self.lasting.is_empty()).then(|| self.lasting.finish())
+    }
+}
+
 /// TTLs of fields are absolute in milliseconds, or with a `base` (7.4's final release on) one more than their distance from it;
 /// 0 is none.
-fn hash_with_ttls(input: &mut Input<'_>, seed: u64, base: bool) -> Result<Digest, RdbError> {
+fn hash_with_ttls(input: &mut Input<'_>, seed: u64, base: bool) -> Result<Fields, RdbError> {
     let base = if base { Some(u64::from_le_bytes(input.exact()?)) } else { None };
-    let mut fields = Unordered::new(seed);
+    let mut fields = Fields::new(seed);
     for _ in 0..length(input)? {
         let ttl = match (length(input)?, base) {
             (0, _) => Some(0),
@@ -121,9 +154,9 @@ fn hash_with_ttls(input: &mut Input<'_>, seed: u64, base: bool) -> Result<Digest
         let Some(ttl) = ttl else { return Err(input.corrupt("the TTL of a field is beyond all time")) };
         let name = string(input, seed)?;
         let value = string(input, seed)?;
-        fields.add(field(seed, name, value, ttl));
+        fields.add(input, name, value, ttl)?;
     }
-    Ok(fields.finish())
+    Ok(fields)
 }
 
 /// A score as 8 bytes.
@@ -217,21 +250,21 @@ fn packed_hash(input: &mut Input<'_>, seed: u64, layout: Layout) -> Result<Diges
 }
 
 /// Fields, values and absolute TTLs in turn. Before them, from 7.4's final release on, the soonest of the TTLs again.
-fn packed_hash_with_ttls(input: &mut Input<'_>, seed: u64, soonest: bool) -> Result<Digest, RdbError> {
+fn packed_hash_with_ttls(input: &mut Input<'_>, seed: u64, soonest: bool) -> Result<Fields, RdbError> {
     if soonest {
         let _soonest: [u8; 8] = input.exact()?;
     }
     let mut container = Container::begin(input, Layout::Listpack)?;
-    let mut fields = Unordered::new(seed);
+    let mut fields = Fields::new(seed);
     while let Some(element) = container.next(input)? {
         let name = container.digest(input, seed, element)?;
         let value = container.another_digest(input, seed)?;
         let Ok(ttl) = u64::try_from(container.another_integer(input)?) else {
             return Err(input.corrupt("the TTL of a field is before all time"));
         };
-        fields.add(field(seed, name, value, ttl));
+        fields.add(input, name, value, ttl)?;
     }
-    Ok(fields.finish())
+    Ok(fields)
 }
 
 fn packed_sorted_set(input: &mut Input<'_>, seed: u64, layout: Layout) -> Result<Digest, RdbError> {
@@ -249,7 +282,8 @@ fn packed_sorted_set(input: &mut Input<'_>, seed: u64, layout: Layout) -> Result
 fn module(input: &mut Input<'_>, seed: u64) -> Result<Value, RdbError> {
     let name = module_name(length(input)?);
     skip_module(input)?;
-    Ok(Value { digest: xxhash_rust::xxh3::xxh3_128_with_seed(name.as_bytes(), seed), module: Some(name) })
+    let digest = xxhash_rust::xxh3::xxh3_128_with_seed(name.as_bytes(), seed);
+    Ok(Value { digest, lasting: Some(digest), module: Some(name) })
 }
 
 /// A module type's name: 9 characters of 6 bits each, above 10 bits of its encoding's version.

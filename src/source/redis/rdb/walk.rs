@@ -61,6 +61,9 @@ pub struct KeyEnd<'a> {
     /// The hash of database, name, expiry, class and canonical content under the seed of the walk. Of a module's value: without
     /// its content.
     pub digest: Digest,
+    /// The same hash of what is left of the key when every field that expires is gone (Redis 7.4 has TTLs of fields); absent
+    /// where nothing is. Without such fields it is `digest`.
+    pub lasting: Option<Digest>,
     /// The value's length as it stands in the file, in bytes.
     pub length: u64,
     /// For a module's value: the module type's name, as `MODULE`'s author gave it (9 characters).
@@ -87,6 +90,10 @@ pub trait Visitor {
     }
     /// Bytes of the value, as they stand in the file, in slices of any length.
     fn value(&mut self, _bytes: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+    /// A field of the current key that expires by itself, in milliseconds since 1970, and the hash of key, field and value.
+    fn field(&mut self, _expiry: u64, _digest: Digest) -> Result<(), String> {
         Ok(())
     }
     /// The key's value is complete.
@@ -226,15 +233,16 @@ fn one_key(input: &mut Input<'_>, seed: u64, head: Head, name: &mut Vec<u8>) -> 
     Text::begin(input)?.collect(input, MOST_KEY, name)?;
     let offset = input.offset();
     input.tell(|visitor| visitor.key(&KeyHead { db, key: name, expiry, kind, offset }))?;
-    input.hand(true)?;
-    let value = value::value(input, seed, kind)?;
-    input.hand(false)?;
     // No expiry is 0, and one is at least 1.
     let expiry = u128::from(expiry.unwrap_or(0));
     let key = xxh3_128_with_seed(name, seed);
-    let digest = canonical::of(seed, [u128::from(db), key, expiry, class.code(), value.digest]);
+    let whole = |content| canonical::of(seed, [u128::from(db), key, expiry, class.code(), content]);
+    input.begin_value(whole(0))?;
+    let value = value::value(input, seed, kind)?;
+    input.hand(false)?;
+    let (digest, lasting) = (whole(value.digest), value.lasting.map(whole));
     let length = input.offset() - offset;
-    input.tell(|visitor| visitor.end(&KeyEnd { class, digest, length, module: value.module.as_deref() }))
+    input.tell(|visitor| visitor.end(&KeyEnd { class, digest, lasting, length, module: value.module.as_deref() }))
 }
 
 /// The checksum at the end. Does the file have one?
