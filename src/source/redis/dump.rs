@@ -92,8 +92,7 @@ impl Dump {
     pub(super) async fn probe(server: &Server) -> Result<(), RedisError> {
         let mut wire = Wire::connect(server).await?;
         let what = "asking whether a dump may be taken";
-        wire.ask(what, &[b"REPLCONF", b"rdb-only", b"1"]).await?;
-        let mut both = super::wire::command(&[b"PING"]);
+        let mut both = super::wire::command(&[b"REPLCONF", b"rdb-only", b"1"]);
         both.extend(super::wire::command(&[b"PSYNC", b"?", b"-1"]));
         wire.writing.send(what, &both).await?;
         wire.reading.answer(what).await?;
