@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{operation::VerifyLevel, repository::Selector};
 
-/// Backs up PostgreSQL to S3-compatible storage and proves that what it stored can be restored.
+/// Backs up PostgreSQL and Redis to S3-compatible storage and proves that what it stored can be restored.
 #[derive(Debug, Parser)]
 #[command(name = "altlas-backup", version, max_term_width = 120, propagate_version = true)]
 pub(super) struct Arguments {

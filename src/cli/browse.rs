@@ -117,6 +117,9 @@ fn show_text(shown: &ShownBackup) -> String {
             ]);
         }
         text.push_str(&table(&rows, &[1, 2, 3, 4]));
+        for line in &manifest.about {
+            text.push_str(&format!("{}\n", report::printable(line)));
+        }
         for left_out in &manifest.uncovered {
             text.push_str(&format!("not covered: {}\n", report::printable(left_out)));
         }

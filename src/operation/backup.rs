@@ -291,6 +291,7 @@ async fn commit(
                     cut,
                     uncovered: captured.uncovered.clone(),
                     notes: captured.notes.clone(),
+                    about: captured.about,
                     detail: captured.detail,
                     artifacts,
                 };

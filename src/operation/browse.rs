@@ -97,6 +97,8 @@ pub struct ShownSource {
     pub uncovered: Vec<String>,
     /// What to know of it, in words.
     pub notes: Vec<String>,
+    /// What it is and holds, in words.
+    pub about: Vec<String>,
     /// Everything there is, with its parts.
     pub artifacts: Vec<Artifact>,
 }
@@ -131,6 +133,7 @@ pub async fn show(context: &Context, selector: &Selector) -> Result<ShownBackup,
             cut: manifest.cut,
             uncovered: manifest.uncovered,
             notes: manifest.notes,
+            about: manifest.about,
             artifacts: manifest.artifacts,
         });
     }

@@ -124,6 +124,9 @@ pub struct Manifest {
     /// What to know of the snapshot, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// What the snapshot is and holds, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub about: Vec<String>,
     /// What the source needs to know to restore itself.
     pub detail: Value,
     /// Everything there is.

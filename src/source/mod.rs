@@ -88,6 +88,8 @@ pub struct Captured {
     pub uncovered: Vec<String>,
     /// What to know of it, in words.
     pub notes: Vec<String>,
+    /// What it is and holds, in words, for whoever looks at it.
+    pub about: Vec<String>,
     /// There was nothing to capture.
     pub empty: bool,
 }

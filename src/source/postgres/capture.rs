@@ -332,7 +332,7 @@ impl Capture for PostgresCapture {
         let empty = detail.databases.iter().all(|database| database.tables == 0);
         let detail =
             serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
-        Ok(Captured { detail, uncovered: self.uncovered, notes: Vec::new(), empty })
+        Ok(Captured { detail, uncovered: self.uncovered, notes: Vec::new(), about: Vec::new(), empty })
     }
 }
 

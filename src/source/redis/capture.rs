@@ -22,7 +22,7 @@ use super::{
     tally::{Contents, Tally},
 };
 use crate::{
-    pipeline::{Cut, Format, PipelineError, SnapshotWriter},
+    pipeline::{Cut, Fingerprint, Format, PipelineError, SnapshotWriter},
     source::{Capture, Captured, SourceError},
 };
 
@@ -111,35 +111,60 @@ impl Capture for RedisCapture {
         let (written, taken) = tokio::join!(writing, taken);
         written?;
         let taken = taken?;
-        let mut detail = Detail {
-            server: facts.name(),
-            rdb: taken.version,
-            form: form.name().into(),
-            checksum: taken.checksum,
-            contents: None,
+        let described = describe(&facts, form, taken);
+        writer.finish_with(described.fingerprint, serde_json::Value::Null).await?;
+        let about = described.detail.about();
+        let detail =
+            serde_json::to_value(described.detail).map_err(|error| RedisError::Detail { detail: error.to_string() })?;
+        Ok(Captured { detail, uncovered: Vec::new(), notes: described.notes, about, empty: described.empty })
+    }
+}
+
+/// A dump in words and numbers.
+struct Described {
+    detail: Detail,
+    fingerprint: Option<Fingerprint>,
+    notes: Vec<String>,
+    empty: bool,
+}
+
+fn describe(facts: &Facts, form: Form, taken: Taken<Tally>) -> Described {
+    let mut detail = Detail {
+        server: facts.name(),
+        rdb: taken.version,
+        form: form.name().into(),
+        checksum: taken.checksum,
+        contents: None,
+    };
+    let Some(tally) = taken.tally else {
+        let note = format!(
+            "the dump is of RDB version {}, which this program does not know: it is stored as it is, with no counts and no \
+             fingerprint, and can be restored by file only",
+            detail.rdb
+        );
+        let empty = facts.saving.is_some() && facts.keys.is_empty();
+        return Described { detail, fingerprint: None, notes: vec![note], empty };
+    };
+    if facts.version.is_none() {
+        detail.server = format!("Redis {}", tally.version);
+    }
+    let (contents, _) = tally.finish();
+    let fingerprint = contents.fingerprint(taken.length);
+    let notes = said_of(&contents);
+    detail.contents = Some(contents);
+    Described { detail, fingerprint: Some(fingerprint), notes, empty: fingerprint.rows == 0 }
+}
+
+impl Detail {
+    /// What the dump is and holds, in words.
+    fn about(&self) -> Vec<String> {
+        let read = match (&self.contents, self.checksum) {
+            (None, _) => "not read",
+            (_, true) => "its checksum holds",
+            (_, false) => "without a checksum",
         };
-        let mut notes = Vec::new();
-        let (mut fingerprint, mut empty) = (None, facts.saving.is_some() && facts.keys.is_empty());
-        match taken.tally {
-            Some(tally) => {
-                if facts.version.is_none() {
-                    detail.server = format!("Redis {}", tally.version);
-                }
-                let (contents, _) = tally.finish();
-                let all = contents.fingerprint(taken.length);
-                (fingerprint, empty) = (Some(all), all.rows == 0);
-                notes.extend(said_of(&contents));
-                detail.contents = Some(contents);
-            }
-            None => notes.push(format!(
-                "the dump is of RDB version {}, which this program does not know: it is stored as it is, with no counts and no \
-                 fingerprint, and can be restored by file only",
-                detail.rdb
-            )),
-        }
-        writer.finish_with(fingerprint, serde_json::Value::Null).await?;
-        let detail = serde_json::to_value(detail).map_err(|error| RedisError::Detail { detail: error.to_string() })?;
-        Ok(Captured { detail, uncovered: Vec::new(), notes, empty })
+        let first = format!("{}, RDB version {}, taken in the {} form, {read}", self.server, self.rdb, self.form);
+        std::iter::once(first).chain(self.contents.iter().flat_map(Contents::about)).collect()
     }
 }
 

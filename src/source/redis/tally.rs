@@ -104,6 +104,28 @@ impl Contents {
         databases
     }
 
+    /// What there is, in words: a line for each database, and one for functions.
+    pub(super) fn about(&self) -> Vec<String> {
+        let mut lines: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+        for counted in &self.keys {
+            let all = counted.lasting.keys + counted.expiring.keys;
+            let expiring = match counted.expiring.keys {
+                0 => String::new(),
+                n => format!(" ({n} of them with a time to live)"),
+            };
+            lines.entry(counted.db).or_default().push(format!("{all} {}{expiring}", counted.class.plural()));
+        }
+        let mut about: Vec<String> =
+            lines.iter().map(|(db, classes)| format!("db {db}: {}", classes.join(", "))).collect();
+        if !self.functions.is_empty() {
+            about.push(format!("function libraries: {}", self.functions.len()));
+        }
+        if self.expired > 0 {
+            about.push(format!("past their time and not removed yet: {}", crate::report::count(self.expired, "key")));
+        }
+        about
+    }
+
     /// All keys as one fingerprint; `bytes` are the file's.
     pub(super) fn fingerprint(&self, bytes: u64) -> Fingerprint {
         let mut all = Sum::default();
