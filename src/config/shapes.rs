@@ -129,6 +129,14 @@ impl SourceSettings {
         }
     }
 
+    /// When it is cut: what refers to another source comes before it.
+    pub fn cut_rank(&self) -> u8 {
+        match self {
+            Self::Redis(_) => 0,
+            Self::Postgres(_) => 1,
+        }
+    }
+
     /// What an empty server has, in words.
     pub fn nothing(&self) -> &'static str {
         match self {

@@ -4,11 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::task::{JoinError, JoinSet};
 
 use super::{Context, Error};
 use crate::{
     config::SourceConfig,
-    pipeline::{CUT_POLICY, Cut, Pipeline, Written},
+    pipeline::{CUT_POLICY, Cut, Pipeline, PipelineError, Written},
     repository::{
         Artifact, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest,
         Repository, RepositoryError, ReusableParts, Sizes, SnapshotState, SourceIdentity, tool,
@@ -70,12 +71,6 @@ pub struct BackupReport {
     pub sources: Vec<SourceOutcome>,
 }
 
-/// A source on its way.
-struct Running<'a> {
-    config: &'a SourceConfig,
-    state: Result<Box<dyn Capture>, Error>,
-}
-
 /// A source that was transferred.
 struct Transferred {
     cut: Cut,
@@ -129,20 +124,6 @@ async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<
     let epoch = epoch(&repository, started, context.config.repository.epoch_days).await?;
     let grace = context.config.repository.grace;
     let reusable = ReusableParts::find(&repository, &epoch, &catalog, started, grace).await?;
-    // Everything is cut before anything is moved.
-    context.progress.set_phase("taking snapshots");
-    let mut running = Vec::new();
-    for config in configs {
-        let state = match context.source(config) {
-            Ok(source) => source.cut().await.map_err(|error| named(config, error)),
-            Err(error) => Err(error),
-        };
-        running.push(Running { config, state });
-    }
-    if running.iter().all(|source| source.state.is_err()) {
-        return Err(all_failed(running.into_iter().filter_map(|source| source.state.err()).collect()));
-    }
-
     tracing::debug!("backup {id} into epoch {}; {} reusable parts", epoch.id(), reusable.len());
     let pipeline = Pipeline::new(
         repository.store().clone(),
@@ -154,18 +135,57 @@ async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<
         reusable,
         context.progress.clone(),
     );
-    let mut outcomes = Vec::new();
-    for source in running {
-        let outcome = match source.state {
-            Ok(capture) => transfer(source.config, capture, &pipeline).await,
-            Err(error) => Err(error),
-        };
-        outcomes.push((source.config, outcome));
-    }
+    let outcomes = capture(context, &configs, &pipeline).await;
     if outcomes.iter().all(|(_, outcome)| outcome.is_err()) {
         return Err(all_failed(outcomes.into_iter().filter_map(|(_, outcome)| outcome.err()).collect()));
     }
     Ok(Prepared { repository, epoch, id, started, outcomes })
+}
+
+/// Cuts every source and moves what it holds. What refers to PostgreSQL is cut before it (DESIGN.md §5, *One recovery point*), and a
+/// transfer begins as soon as its cut is taken: a dump that nobody reads is ended by its server.
+async fn capture<'a>(
+    context: &Context,
+    configs: &[&'a SourceConfig],
+    pipeline: &Arc<Pipeline>,
+) -> Vec<(&'a SourceConfig, Result<Transferred, Error>)> {
+    let mut order: Vec<usize> = (0..configs.len()).collect();
+    order.sort_by_key(|index| configs[*index].settings.cut_rank());
+    let mut outcomes: Vec<Option<Result<Transferred, Error>>> = configs.iter().map(|_| None).collect();
+    let mut moving = JoinSet::new();
+    context.progress.set_phase("taking snapshots");
+    for index in order {
+        // Each holds a writer for as long as it moves; more cuts than there are writers would be held open in vain.
+        while moving.len() >= pipeline.writers() {
+            settle(&mut outcomes, moving.join_next().await);
+        }
+        let config = configs[index];
+        let cut = match context.source(config) {
+            Ok(source) => source.cut().await.map_err(|error| named(config, error)),
+            Err(error) => Err(error),
+        };
+        match cut {
+            Ok(capture) => {
+                let (config, pipeline) = (config.clone(), pipeline.clone());
+                moving.spawn(async move { (index, transfer(&config, capture, &pipeline).await) });
+            }
+            Err(error) => outcomes[index] = Some(Err(error)),
+        }
+    }
+    while let Some(ended) = moving.join_next().await {
+        settle(&mut outcomes, Some(ended));
+    }
+    // A task that gave nothing has panicked.
+    let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(PipelineError::Stopped.into())));
+    configs.iter().copied().zip(outcomes).collect()
+}
+
+type Ended = Result<(usize, Result<Transferred, Error>), JoinError>;
+
+fn settle(outcomes: &mut [Option<Result<Transferred, Error>>], ended: Option<Ended>) {
+    if let Some(Ok((index, outcome))) = ended {
+        outcomes[index] = Some(outcome);
+    }
 }
 
 fn named(config: &SourceConfig, error: crate::source::SourceError) -> Error {

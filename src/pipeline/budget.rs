@@ -31,6 +31,7 @@ pub struct Budget {
     bytes: Arc<Semaphore>,
     growth: Arc<Mutex<()>>,
     writers: Arc<Semaphore>,
+    writers_in_all: usize,
 }
 
 /// A share of the budget; given back when dropped.
@@ -50,12 +51,18 @@ impl Budget {
     /// A budget of that many bytes, at least [`MIN_BUDGET`].
     pub fn new(bytes: u64) -> Self {
         let bytes = bytes.max(MIN_BUDGET);
-        let writers = 1 + (bytes - MOST) / BASE;
+        let writers = usize::try_from(1 + (bytes - MOST) / BASE).unwrap_or(usize::MAX);
         Self {
             bytes: Arc::new(Semaphore::new(units(bytes) as usize)),
             growth: Arc::default(),
-            writers: Arc::new(Semaphore::new(usize::try_from(writers).unwrap_or(usize::MAX))),
+            writers: Arc::new(Semaphore::new(writers.min(Semaphore::MAX_PERMITS))),
+            writers_in_all: writers,
         }
+    }
+
+    /// Writers that may be open at once.
+    pub(super) fn writers_in_all(&self) -> usize {
+        self.writers_in_all
     }
 
     /// A slot for one open writer. Whoever holds one must not wait for another.

@@ -92,6 +92,11 @@ impl Pipeline {
         })
     }
 
+    /// Writers that may be open at once.
+    pub fn writers(&self) -> usize {
+        self.budget.writers_in_all()
+    }
+
     /// A writer for the snapshot of one source.
     pub fn snapshot(self: &Arc<Self>) -> SnapshotWriter {
         SnapshotWriter {

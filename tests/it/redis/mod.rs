@@ -10,6 +10,7 @@ mod replication;
 mod restore;
 mod roundtrip;
 mod stalls;
+mod together;
 
 use std::{
     collections::HashMap,
