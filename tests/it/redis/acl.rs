@@ -1,6 +1,6 @@
 //! Users that may do what the README says they must, and nothing more.
 
-use super::{DISKLESS, MARGIN, NO_FILES, SOON, back_up, initialised, recorded, restore_at};
+use super::{DISKLESS, MARGIN, SOON, TARGET, back_up, initialised, recorded, restore_at};
 use crate::{
     failures::{Failure, assert_nothing_recorded},
     support::{
@@ -14,10 +14,9 @@ use crate::{
 const BACKUP: &str = "resetkeys -@all +ping +info +config|get +role +time +psync +replconf";
 /// The documented user that restores.
 const RESTORE: &str = "~* -@all +ping +info +config|get +role +time +psync +replconf \
-     +select +restore +flushdb +function|load +function|list +function|delete +bgsave +bgrewriteaof";
+     +select +dbsize +restore +flushdb +function|load +function|list +function|delete +bgsave +bgrewriteaof";
 /// The same on a server that knows no functions.
-const RESTORE_62: &str =
-    "~* -@all +ping +info +config|get +role +time +psync +replconf +select +restore +flushdb +bgsave +bgrewriteaof";
+const RESTORE_62: &str = "~* -@all +ping +info +config|get +role +time +psync +replconf +select +dbsize +restore +flushdb +bgsave +bgrewriteaof";
 
 #[test]
 fn the_documented_users_back_up_and_restore() {
@@ -96,7 +95,7 @@ fn a_target_user_that_may_not_restore() {
     source.fill("altlas", 50, 4);
     let workspace = initialised(Mode::Clear, &source);
     back_up(&workspace);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     target.acl_user("restore", "another", &RESTORE.replace(" +restore", ""));
     restore_at(&workspace, &target.url_as("restore"), "another", &[]).output().assert_error(1, &["NOPERM", "restore"]);
     assert_eq!(target.keys(), 0);

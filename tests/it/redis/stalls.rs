@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DISKLESS, NO_FILES, SOON, assert_at_rest, back_up, recorded, restore, save_once};
+use super::{DISKLESS, SOON, TARGET, assert_at_rest, back_up, recorded, restore, save_once};
 use crate::support::{
     mode::Mode,
     proxy::{Action, HttpProxy},
@@ -63,7 +63,7 @@ impl Stalling {
         assert!(self.held.load(Ordering::SeqCst) > 0, "nothing was held back");
         self.proxy.reset();
         assert_at_rest(&self.source);
-        let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+        let target = Redis::start_with(RedisVersion::V70, TARGET);
         restore(&self.workspace, &target, &[]).ok();
         assert_eq!(self.source.digest(), target.digest());
         drop(self.s3);
@@ -94,7 +94,7 @@ fn longer_than_the_server_would_wait() {
     let stalling = Stalling::start(&[DISKLESS, &["repl-timeout 10"]].concat());
     stalling.stall(Duration::from_secs(30));
     let output = stalling.workspace.run(&["backup"]).deadline(SOON * 2).output();
-    let output = output.assert_error(1, &["source `cache`", "took no data", "5 s", "repl-timeout"]);
+    let output = output.assert_error(1, &["source `cache`", "took no data for 5", "repl-timeout"]);
     assert!(output.stderr.contains("hint: "), "{}", output.text());
     assert_at_rest(&stalling.source);
     assert!(
