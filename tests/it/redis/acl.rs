@@ -99,5 +99,11 @@ fn a_target_user_that_may_not_restore() {
     target.acl_user("restore", "another", &RESTORE.replace(" +restore", ""));
     restore_at(&workspace, &target.url_as("restore"), "another", &[]).output().assert_error(1, &["NOPERM", "restore"]);
     assert_eq!(target.keys(), 0);
+    // One that may not count keys is told so, and not that the databases are missing.
+    target.acl_user("restore", "another", &RESTORE.replace(" +dbsize", ""));
+    let refused = restore_at(&workspace, &target.url_as("restore"), "another", &[]).output();
+    let refused = refused.assert_error(1, &["NOPERM", "dbsize"]);
+    assert!(refused.stderr.contains("ACL SETUSER"), "{}", refused.text());
+    assert_eq!(target.keys(), 0);
     restore_at(&workspace, &target.url_as("restore"), "wrong", &[]).output().assert_error(1, &["WRONGPASS"]);
 }

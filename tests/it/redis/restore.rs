@@ -1,12 +1,16 @@
 //! What a restore does to its target, and what it refuses to do.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use super::{DISKLESS, MARGIN, SOON, TARGET, back_up, initialised, restore, restore_at, to_rdb};
 use crate::{
     failures::Failure,
     support::{
         mode::{Mode, in_both_modes},
+        proxy::{Step, Way},
         redis::{Redis, RedisVersion, ms_from_now},
         wait_for,
         workspace::Workspace,
@@ -201,9 +205,7 @@ fn an_interrupted_restore() {
     let target = Redis::start_with(RedisVersion::V70, TARGET);
     let proxy = super::before(&target);
     // A few ms for each packet, so that there is time.
-    proxy.on_bytes(|_, _, bytes| {
-        vec![crate::support::proxy::Step::Wait(Duration::from_millis(3)), crate::support::proxy::Step::Send(bytes)]
-    });
+    proxy.on_bytes(|_, _, bytes| vec![Step::Wait(Duration::from_millis(3)), Step::Send(bytes)]);
     let url = format!("redis://127.0.0.1:{}", proxy.port());
     let running = restore_at(&workspace, &url, target.password(), &[]).deadline(SOON * 2).spawn();
     wait_for("the first keys", SOON, || (target.keys() > 1000).then_some(()));
@@ -255,4 +257,98 @@ fn functions_come_back() {
     ]);
     restore(&workspace, &target, &["--overwrite"]).ok();
     assert_eq!(target.command(&["FCALL", "first_answer", "0"]), "1");
+}
+
+/// A target of 6.2 as it comes, which keeps no files and would save one for a dump that is taken back from it: it has none
+/// afterwards, and whether it was compared is said.
+#[test]
+fn a_target_of_6_2_that_keeps_no_files() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V62, "types", 1);
+    let target = Redis::start_with(RedisVersion::V62, &["save \"\""]);
+    let output = restore(&workspace, &target, &[]).output();
+    match output.code {
+        Some(0) => {}
+        Some(4) => assert!(output.text().contains("repl-diskless-sync"), "{}", output.text()),
+        _ => panic!("{}", output.text()),
+    }
+    assert_eq!(target.files(), [""; 0]);
+    let horizon = ms_from_now(MARGIN);
+    source.digest_beyond(horizon, RedisVersion::V62).assert_same(&target.digest_beyond(horizon, RedisVersion::V62));
+}
+
+/// A target that closes connections on which nothing happens, with a restore that takes longer than that: neither the
+/// connection that waits for the others nor one that waits for its turn is lost.
+#[test]
+fn a_target_that_closes_idle_connections() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "many", 60_000);
+    let target = Redis::start_with(RedisVersion::V70, &[TARGET, &["timeout 1"]].concat());
+    let proxy = super::before(&target);
+    proxy.on_bytes(|way, _, bytes| match way {
+        Way::Up => vec![Step::Wait(Duration::from_millis(40)), Step::Send(bytes)],
+        Way::Down => vec![Step::Send(bytes)],
+    });
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let started = Instant::now();
+    restore_at(&workspace, &url, target.password(), &[]).deadline(SOON * 3).ok();
+    assert!(started.elapsed() > Duration::from_secs(3), "it took long enough");
+    assert_eq!(source.digest(), target.digest());
+}
+
+/// A large value on one connection, slowly: the others, which wait meanwhile, are closed by the target.
+#[test]
+fn a_large_value_into_a_target_that_closes_idle_connections() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "big", 20);
+    let target = Redis::start_with(RedisVersion::V70, &[TARGET, &["timeout 1"]].concat());
+    let proxy = super::before(&target);
+    proxy.on_bytes(|way, _, bytes| match way {
+        Way::Up => vec![Step::Wait(Duration::from_millis(8)), Step::Send(bytes)],
+        Way::Down => vec![Step::Send(bytes)],
+    });
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    restore_at(&workspace, &url, target.password(), &[]).deadline(SOON * 3).ok();
+    assert_eq!(source.digest(), target.digest());
+}
+
+/// Fewer databases than the source has: found in the plan.
+#[test]
+fn a_target_with_fewer_databases() {
+    let (_source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "types", 1);
+    let target = Redis::start_with(RedisVersion::V70, &[TARGET, &["databases 4"]].concat());
+    Failure { code: 6, kind: "refused", words: &["source `cache`", "db 15"], hint: "`databases`" }
+        .of(|| restore(&workspace, &target, &[]));
+    assert_eq!(target.keys(), 0);
+}
+
+/// Back into the server that it came from, by order only.
+#[test]
+fn into_the_source_itself() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "altlas", 100);
+    let horizon = ms_from_now(MARGIN);
+    let was = source.digest_beyond(horizon, RedisVersion::V70);
+    source.command(&["DEL", "gateway:stats"]);
+    source.command(&["SET", "later", "gone with the restore"]);
+    let place = format!("127.0.0.1:{}", source.port());
+    let restore = |more: &[&str]| workspace.run(&[&["restore", "latest", "--yes"], more].concat());
+    Failure { code: 6, kind: "refused", words: &["source `cache`", &place, "in db 0"], hint: "--overwrite" }
+        .of(|| restore(&[]));
+    restore(&["--overwrite"]).ok();
+    was.assert_same(&source.digest_beyond(horizon, RedisVersion::V70));
+}
+
+/// Killed while it is being restored into.
+#[test]
+fn a_target_that_is_killed_in_the_middle() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "many", 100_000);
+    let mut target = Redis::start_with(RedisVersion::V70, TARGET);
+    let proxy = super::before(&target);
+    proxy.on_bytes(|_, _, bytes| vec![Step::Wait(Duration::from_millis(3)), Step::Send(bytes)]);
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let running = restore_at(&workspace, &url, target.password(), &[]).deadline(SOON * 2).spawn();
+    wait_for("the first keys", SOON, || (target.keys() > 1000).then_some(()));
+    target.kill();
+    let place = format!("127.0.0.1:{}", proxy.port());
+    running.wait().assert_error(1, &["source `cache`", &place, "--overwrite"]);
+    target.resume();
+    restore(&workspace, &target, &[]).ok();
+    assert_eq!(source.digest(), target.digest());
 }

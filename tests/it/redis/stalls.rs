@@ -14,6 +14,7 @@ use crate::support::{
     proxy::{Action, HttpProxy},
     redis::{Redis, RedisVersion},
     s3::{BlockingS3, S3Kind},
+    wait_for,
     workspace::Workspace,
 };
 
@@ -93,8 +94,14 @@ fn ten_seconds_from_disk() {
 fn longer_than_the_server_would_wait() {
     let stalling = Stalling::start(&[DISKLESS, &["repl-timeout 10"]].concat());
     stalling.stall(Duration::from_secs(30));
-    let output = stalling.workspace.run(&["backup"]).deadline(SOON * 2).output();
-    let output = output.assert_error(1, &["source `cache`", "took no data for 5", "repl-timeout"]);
+    let mut running = stalling.workspace.run(&["backup"]).deadline(SOON * 2).spawn();
+    let source = &stalling.source;
+    wait_for("the dump", SOON, || (source.info("connected_slaves") == "1").then_some(()));
+    wait_for("us to leave", SOON, || (source.info("connected_slaves") == "0").then_some(()));
+    println!("still running when the server is rid of us: {}", running.is_running());
+    let left = Instant::now();
+    let output = running.wait().assert_error(1, &["source `cache`", "took no data for 5", "repl-timeout"]);
+    println!("ended {:?} later", left.elapsed());
     assert!(output.stderr.contains("hint: "), "{}", output.text());
     assert_at_rest(&stalling.source);
     assert!(
