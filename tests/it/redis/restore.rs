@@ -272,6 +272,7 @@ fn a_target_of_6_2_that_keeps_no_files() {
         _ => panic!("{}", output.text()),
     }
     assert_eq!(target.files(), [""; 0]);
+    assert_eq!(target.setting("repl-diskless-sync"), "no", "what was changed for the comparison is as it was");
     let horizon = ms_from_now(MARGIN);
     source.digest_beyond(horizon, RedisVersion::V62).assert_same(&target.digest_beyond(horizon, RedisVersion::V62));
 }
