@@ -167,6 +167,13 @@ fn beside_a_database_that_is_fine(mode: Mode) {
     let first = workspace.run(&["--json", "backup"]).ok().json();
     assert_eq!(first["state"], "complete");
     assert_eq!(first["sources"].as_array().unwrap().len(), 2);
+    // Redis is cut first: every row that it mentions is in the database's snapshot.
+    let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
+    let cut = |kind: &str| {
+        let source = shown["head"]["sources"].as_array().unwrap().iter().find(|source| source["kind"] == kind).unwrap();
+        source["cut_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap()
+    };
+    assert!(cut("redis") <= cut("postgres"), "{shown}");
 
     let wrong = workspace.secret("wrong", "not-the-password");
     workspace.set("source.1.password_file", wrong.display().to_string());
