@@ -1,6 +1,6 @@
 //! Users that may do what the README says they must, and nothing more.
 
-use super::{DISKLESS, MARGIN, NO_FILES, SOON, back_up, initialised, recorded, restore_at};
+use super::{DISKLESS, MARGIN, SOON, TARGET, back_up, initialised, recorded, restore_at};
 use crate::{
     failures::{Failure, assert_nothing_recorded},
     support::{
@@ -10,21 +10,29 @@ use crate::{
     },
 };
 
-/// The documented user that backs up.
-const BACKUP: &str = "resetkeys -@all +ping +info +config|get +role +time +psync +replconf";
-/// The documented user that restores.
-const RESTORE: &str = "~* -@all +ping +info +config|get +role +time +psync +replconf \
-     +select +restore +flushdb +function|load +function|list +function|delete +bgsave +bgrewriteaof";
-/// The same on a server that knows no functions.
-const RESTORE_62: &str =
-    "~* -@all +ping +info +config|get +role +time +psync +replconf +select +restore +flushdb +bgsave +bgrewriteaof";
+/// The rules that the README gives this user, as a server of this version takes them.
+fn documented(user: &str, version: RedisVersion) -> String {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let start = format!("ACL SETUSER {user} ");
+    let line = readme.lines().find_map(|line| line.strip_prefix(&start)).unwrap_or_else(|| panic!("no `{start}`"));
+    let rules = line.split_whitespace().filter(|word| *word != "on" && *word != ">…");
+    // 6.2 knows no functions.
+    rules.filter(|word| version > RedisVersion::V62 || !word.contains("function")).collect::<Vec<_>>().join(" ")
+}
+
+/// The same without one of them.
+#[track_caller]
+fn without(rules: &str, missing: &str) -> String {
+    assert!(rules.split(' ').any(|rule| rule == missing), "`{missing}` is not in `{rules}`");
+    rules.split(' ').filter(|rule| *rule != missing).collect::<Vec<_>>().join(" ")
+}
 
 #[test]
 fn the_documented_users_back_up_and_restore() {
     for version in RedisVersion::ALL {
         let source = Redis::start_with(version, DISKLESS);
         source.fill("types", 1, 1);
-        source.acl_user("backup", "its-password", BACKUP);
+        source.acl_user("backup", "its-password", &documented("backup", version));
         let mut workspace = Workspace::folder();
         let password = workspace.secret("backup-password", "its-password");
         workspace = workspace.redis_as("cache", &source.url_as("backup"), &password);
@@ -32,17 +40,18 @@ fn the_documented_users_back_up_and_restore() {
         back_up(&workspace);
         workspace.run(&["doctor"]).ok();
 
-        // It saves, so that the save after a restore is tried too.
-        let target = Redis::start_with(version, &["save 3600 1", "repl-diskless-sync yes"]);
-        let rules = if version == RedisVersion::V62 { RESTORE_62 } else { RESTORE };
-        target.acl_user("restore", "another", rules);
-        restore_at(&workspace, &target.url_as("restore"), "another", &[]).ok();
-        let horizon = ms_from_now(MARGIN);
-        source.digest_beyond(horizon, version).assert_same(&target.digest_beyond(horizon, version));
-        target.command(&["SET", "another", "key"]);
-        restore_at(&workspace, &target.url_as("restore"), "another", &["--overwrite"]).ok();
-        let horizon = ms_from_now(MARGIN);
-        source.digest_beyond(horizon, version).assert_same(&target.digest_beyond(horizon, version));
+        // They save in both ways, so that the saves after a restore are tried too; or in none.
+        for lines in [&["save 3600 1", "appendonly yes"][..], &["save \"\"", "repl-diskless-sync-delay 0"]] {
+            let target = Redis::start_with(version, lines);
+            target.acl_user("restore", "another", &documented("restore", version));
+            restore_at(&workspace, &target.url_as("restore"), "another", &[]).ok();
+            let horizon = ms_from_now(MARGIN);
+            source.digest_beyond(horizon, version).assert_same(&target.digest_beyond(horizon, version));
+            target.command(&["SET", "another", "key"]);
+            restore_at(&workspace, &target.url_as("restore"), "another", &["--overwrite"]).ok();
+            let horizon = ms_from_now(MARGIN);
+            source.digest_beyond(horizon, version).assert_same(&target.digest_beyond(horizon, version));
+        }
     }
 }
 
@@ -55,7 +64,7 @@ fn a_user_that_may_not_ask_for_a_dump() {
     workspace = workspace.redis_as("cache", &server.url_as("backup"), &password);
     workspace.run(&["init"]).ok();
     for missing in ["+psync", "+replconf"] {
-        server.acl_user("backup", "its-password", &BACKUP.replace(&format!(" {missing}"), ""));
+        server.acl_user("backup", "its-password", &without(&documented("backup", RedisVersion::V70), missing));
         let command = missing.trim_start_matches('+');
         Failure { code: 1, kind: "source", words: &["source `cache`", "NOPERM", command], hint: "ACL SETUSER" }
             .of(|| workspace.run(&["backup"]).deadline(SOON));
@@ -76,14 +85,14 @@ fn a_user_that_may_not_look() {
     workspace.set("source.0.password_file", password.display().to_string());
     workspace.set("source.0.username", "backup");
     for missing in ["+info", "+config|get"] {
-        server.acl_user("backup", "its-password", &BACKUP.replace(&format!(" {missing}"), ""));
+        server.acl_user("backup", "its-password", &without(&documented("backup", RedisVersion::V70), missing));
         Failure { code: 1, kind: "source", words: &["source `cache`", "INFO", "CONFIG GET"], hint: "`+config|get`" }
             .of(|| workspace.run(&["backup"]).deadline(SOON));
         Failure { code: 1, kind: "source", words: &["source `cache`"], hint: "allow_server_dump = true" }
             .of(|| workspace.run(&["backup"]).deadline(SOON));
     }
     assert_nothing_recorded(&workspace);
-    server.acl_user("backup", "its-password", "resetkeys -@all +ping +psync +replconf");
+    server.acl_user("backup", "its-password", "resetkeys -@all +psync +replconf");
     workspace.set("source.0.allow_server_dump", true);
     back_up(&workspace);
     assert_eq!(recorded(&workspace), 1);
@@ -96,9 +105,15 @@ fn a_target_user_that_may_not_restore() {
     source.fill("altlas", 50, 4);
     let workspace = initialised(Mode::Clear, &source);
     back_up(&workspace);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
-    target.acl_user("restore", "another", &RESTORE.replace(" +restore", ""));
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
+    target.acl_user("restore", "another", &without(&documented("restore", RedisVersion::V70), "+restore"));
     restore_at(&workspace, &target.url_as("restore"), "another", &[]).output().assert_error(1, &["NOPERM", "restore"]);
+    assert_eq!(target.keys(), 0);
+    // One that may not count keys is told so, and not that the databases are missing.
+    target.acl_user("restore", "another", &without(&documented("restore", RedisVersion::V70), "+dbsize"));
+    let refused = restore_at(&workspace, &target.url_as("restore"), "another", &[]).output();
+    let refused = refused.assert_error(1, &["NOPERM", "dbsize"]);
+    assert!(refused.stderr.contains("ACL SETUSER"), "{}", refused.text());
     assert_eq!(target.keys(), 0);
     restore_at(&workspace, &target.url_as("restore"), "wrong", &[]).output().assert_error(1, &["WRONGPASS"]);
 }

@@ -12,7 +12,7 @@ use memchr::memmem;
 use rand::Rng;
 
 use super::{
-    DISKLESS, NO_FILES, SOON, back_up, before, end_mark, in_dump, initialised, recorded, restore, save_once, through,
+    DISKLESS, SOON, TARGET, back_up, before, end_mark, in_dump, initialised, recorded, restore, save_once, through,
 };
 use crate::support::{
     mode::Mode,
@@ -45,7 +45,7 @@ fn the_end_mark_in_two_reads() {
         assert_eq!(back_up(&workspace)["rows"], 2000);
         assert!(splits.load(Ordering::SeqCst) > 0, "the mark was there to be split");
     }
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     restore(&workspace, &target, &[]).ok();
     assert_eq!(server.digest(), target.digest());
 }
@@ -116,7 +116,7 @@ fn the_end_mark_inside_values() {
         through(&mut workspace, &proxy);
         assert_eq!(back_up(&workspace)["rows"], held);
         assert!(seen.load(Ordering::SeqCst) > 50, "the values were sent as they are");
-        let target = Redis::start_with(version, NO_FILES);
+        let target = Redis::start_with(version, TARGET);
         restore(&workspace, &target, &[]).ok();
         assert_eq!(server.digest(), target.digest());
     }

@@ -8,7 +8,7 @@ use std::sync::{
 use rand::Rng;
 
 use super::{
-    DISKLESS, NO_FILES, SOON, back_up, before, in_dump, initialised, recorded, restore, restore_at, save_once, through,
+    DISKLESS, SOON, TARGET, back_up, before, in_dump, initialised, recorded, restore, restore_at, save_once, through,
 };
 use crate::support::{
     mode::{Mode, in_both_modes},
@@ -94,7 +94,7 @@ fn in_a_capture(mode: Mode, lines: &[&str]) {
     proxy.reset();
     back_up(&workspace);
     super::assert_at_rest(&server);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     restore(&workspace, &target, &[]).ok();
     assert_eq!(server.digest(), target.digest());
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{DISKLESS, SOON, back_up, initialised, recorded, save_once};
 use crate::{
     failures::{Failure, assert_nothing_recorded},
@@ -84,7 +86,6 @@ fn a_server_without_a_password() {
     back_up(&workspace);
     workspace.table["source"][0].as_table_mut().unwrap().remove("password_file");
     back_up(&workspace);
-    assert!(server.try_command(&["PING"]).is_ok());
 }
 
 #[test]
@@ -124,12 +125,13 @@ fn a_replica_that_has_lost_its_master() {
 fn an_empty_server(mode: Mode) {
     let server = Redis::start_with(RedisVersion::V70, DISKLESS);
     let mut workspace = initialised(mode, &server);
-    source(&["empty"], "`allow_empty = true`", || workspace.run(&["backup"]));
+    let words = ["source `cache`", "no key"];
+    Failure { code: 1, kind: "empty", words: &words, hint: "`allow_empty = true`" }.of(|| workspace.run(&["backup"]));
     assert_nothing_recorded(&workspace);
     workspace.set("source.0.allow_empty", true);
     workspace.run(&["backup"]).ok();
     assert_eq!(recorded(&workspace), 1);
-    let target = Redis::start_with(RedisVersion::V70, super::NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, super::TARGET);
     super::restore(&workspace, &target, &[]).ok();
     assert_eq!(target.keys(), 0);
 }
@@ -162,25 +164,33 @@ fn beside_a_database_that_is_fine(mode: Mode) {
     server.fill("altlas", 50, 1);
     let mut workspace = Workspace::folder().mode(mode).postgres(&postgres, &["altlas"]).redis(&server);
     workspace.run(&["init"]).ok();
-    let report = workspace.run(&["--json", "backup"]).ok().json();
-    assert_eq!(report["state"], "complete");
-    assert_eq!(report["sources"].as_array().unwrap().len(), 2);
-
+    let first = workspace.run(&["--json", "backup"]).ok().json();
+    assert_eq!(first["state"], "complete");
+    assert_eq!(first["sources"].as_array().unwrap().len(), 2);
     // Redis is cut first: every row that it mentions is in the database's snapshot.
     let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
-    let cut = |name: &str| {
-        let sources = shown["sources"].as_array().unwrap();
-        let source = sources.iter().find(|source| source["name"] == name).unwrap_or_else(|| panic!("{name}: {shown}"));
-        source["cut"]["at"].as_str().unwrap_or_else(|| panic!("no cut: {source}")).parse::<jiff::Timestamp>().unwrap()
+    let cut = |kind: &str| {
+        let source = shown["head"]["sources"].as_array().unwrap().iter().find(|source| source["kind"] == kind).unwrap();
+        source["cut_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap()
     };
-    assert!(cut("cache") <= cut("database"), "{shown}");
+    assert!(cut("redis") <= cut("postgres"), "{shown}");
 
     let wrong = workspace.secret("wrong", "not-the-password");
     workspace.set("source.1.password_file", wrong.display().to_string());
     let report = workspace.run(&["--json", "backup"]).output().assert_code(5).json();
     assert_eq!(report["state"], "partial");
-    // What restores the cache is still the backup before.
-    let target = Redis::start_with(RedisVersion::V70, super::NO_FILES);
+    // Both at once, each into its own target; what restores the cache is still the backup before.
+    let (database, target) = (Postgres::start(Major::V15), Redis::start_with(RedisVersion::V70, super::TARGET));
+    let id = first["backup"].as_str().unwrap();
+    let targets = [format!("database={}", database.url("postgres")), format!("cache={}", target.url())];
+    let restore = workspace.run(&["restore", id, "--yes", "--target", &targets[0], "--target", &targets[1]]);
+    restore
+        .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", database.password())
+        .env("ALTLAS_BACKUP_TARGET_CACHE_PASSWORD", target.password())
+        .ok();
+    assert_eq!(postgres.digests("altlas"), database.digests("altlas"));
+    assert!(target.keys() > 50);
+    let target = Redis::start_with(RedisVersion::V70, super::TARGET);
     super::restore(&workspace, &target, &[]).ok();
     assert!(target.keys() > 50);
 }
@@ -198,11 +208,92 @@ fn what_is_not_supported() {
     for (url, words) in [
         (format!("rediss://{place}"), "TLS"),
         (format!("redis://{place}/3"), "database"),
-        (format!("redis://user:secret@{place}"), "password"),
+        (format!("redis://user:hunter-2@{place}"), "password"),
         (format!("redis-sentinel://{place}"), "redis://"),
     ] {
         workspace.set("source.0.url", url.clone());
         let output = workspace.run(&["backup"]).output().assert_error(2, &["`source[0].url`", words]);
-        assert!(!output.text().contains("secret"), "{url}");
+        assert!(!output.text().contains("hunter-2"), "{url}");
+    }
+}
+
+/// Names and passwords of any characters reach the server as they are, and no password reaches the terminal.
+#[test]
+fn users_and_passwords_of_any_characters() {
+    let server = Redis::start_with(RedisVersion::V70, DISKLESS);
+    server.fill("altlas", 20, 5);
+    let password = "p \"w'\\%40@:/#?ñ$*\u{1}";
+    let mut connection = server.connection();
+    let mut user = |name: &str| {
+        let rules = ["on", &format!(">{password}"), "~*", "+@all"].map(str::to_owned);
+        redis::cmd("ACL").arg("SETUSER").arg(name).arg(&rules[..]).exec(&mut connection).unwrap();
+    };
+    user("üser@host:1/%");
+    let mut workspace = initialised(Mode::Clear, &server);
+    let file = workspace.secret("odd", password);
+    workspace.set("source.0.password_file", file.display().to_string());
+    workspace.set("source.0.username", "üser@host:1/%");
+    let told = workspace.run(&["-v", "backup"]).ok();
+    assert!(!told.text().contains(password), "{}", told.text());
+    workspace.table["source"][0].as_table_mut().unwrap().remove("username");
+    workspace.set("source.0.url", server.url_as("%C3%BCser%40host%3A1%2F%25"));
+    back_up(&workspace);
+
+    let target = Redis::start_with(RedisVersion::V70, super::TARGET);
+    let mut connection = target.connection();
+    let rules = ["on", &format!(">{password}"), "~*", "+@all"].map(str::to_owned);
+    redis::cmd("ACL").arg("SETUSER").arg("a,b").arg(&rules[..]).exec(&mut connection).unwrap();
+    super::restore_at(&workspace, &target.url_as("a%2Cb"), password, &[]).ok();
+    // Wrong ones are not shown either.
+    let wrong = super::restore_at(&workspace, &target.url_as("a%2Cb"), "hunter-2", &["--overwrite", "-v"]).output();
+    assert!(!wrong.assert_error(1, &["WRONGPASS"]).text().contains("hunter-2"));
+}
+
+/// A server that is there and says nothing, before the dump and in the middle of it.
+#[test]
+fn a_server_that_stands_still() {
+    let server = Redis::start_with(RedisVersion::V70, DISKLESS);
+    server.fill("many", 20_000, 6);
+    let workspace = initialised(Mode::Clear, &server);
+    let pid = Pid::from_raw(i32::try_from(server.pid()).unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let output = workspace.run(&["backup"]).deadline(SOON * 2).output();
+    kill_process(pid, Signal::CONT).unwrap();
+    output.assert_error(1, &["source `cache`", &format!("127.0.0.1:{}", server.port())]);
+    assert_nothing_recorded(&workspace);
+
+    server.command(&["CONFIG", "SET", "rdb-key-save-delay", "200"]);
+    let running = workspace.run(&["backup"]).deadline(SOON * 3).spawn();
+    wait_for("the dump", SOON, || (server.children() > 0).then_some(()));
+    std::thread::sleep(Duration::from_millis(300));
+    kill_process(pid, Signal::STOP).unwrap();
+    let output = running.wait();
+    kill_process(pid, Signal::CONT).unwrap();
+    let output = output.assert_error(1, &["source `cache`", &format!("127.0.0.1:{}", server.port())]);
+    assert!(output.stderr.contains("hint: "), "{}", output.text());
+    assert_nothing_recorded(&workspace);
+    super::assert_at_rest(&server);
+}
+
+/// Interrupted by Ctrl-C while a dump is on its way: nothing recorded, and the server rid of us.
+#[test]
+fn an_interrupted_backup() {
+    for lines in [DISKLESS, &[]] {
+        let server = Redis::start_with(RedisVersion::V70, lines);
+        server.fill("many", 20_000, 7);
+        if lines.is_empty() {
+            save_once(&server);
+        }
+        server.command(&["CONFIG", "SET", "rdb-key-save-delay", "200"]);
+        let workspace = initialised(Mode::Clear, &server);
+        let running = workspace.run(&["backup"]).deadline(SOON).spawn();
+        wait_for("the dump", SOON, || (server.children() > 0).then_some(()));
+        std::thread::sleep(Duration::from_millis(200));
+        running.interrupt();
+        running.wait().assert_code(130);
+        assert_nothing_recorded(&workspace);
+        server.command(&["CONFIG", "SET", "rdb-key-save-delay", "0"]);
+        super::assert_at_rest(&server);
+        back_up(&workspace);
     }
 }

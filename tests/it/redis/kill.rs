@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
-use super::{DISKLESS, NO_FILES, SOON, assert_at_rest, back_up, before, initialised, restore, restore_at, save_once};
+use super::{DISKLESS, SOON, TARGET, assert_at_rest, back_up, before, initialised, restore, restore_at, save_once};
 use crate::support::{
     library::Library,
     mode::{Mode, in_both_modes},
@@ -48,7 +48,7 @@ fn in_the_middle_of_a_capture(mode: Mode) {
         let written = server.command(&["SET", "written", "after"]);
         assert_eq!(written, "OK");
         back_up(&workspace);
-        let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+        let target = Redis::start_with(RedisVersion::V70, TARGET);
         restore(&workspace, &target, &[]).ok();
         assert_eq!(server.digest(), target.digest());
     }
@@ -60,7 +60,7 @@ fn in_the_middle_of_a_restore() {
     source.fill("many", 100_000, 2);
     let workspace = initialised(Mode::Clear, &source);
     back_up(&workspace);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     let proxy = before(&target);
     proxy.on_bytes(|_, _, bytes| vec![Step::Wait(Duration::from_millis(2)), Step::Send(bytes)]);
     let url = format!("redis://127.0.0.1:{}", proxy.port());

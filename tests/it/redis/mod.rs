@@ -1,6 +1,7 @@
 //! Redis servers: backed up without harm to them, restored by `RESTORE` and as a file, and every failure said.
 
 mod acl;
+mod by_hand;
 mod corruption;
 mod cuts;
 mod failures;
@@ -35,8 +36,10 @@ use crate::support::{
 const SOON: Duration = Duration::from_secs(60);
 /// A server that keeps no files and hands its data over without one.
 const DISKLESS: &[&str] = &["save \"\"", "repl-diskless-sync yes", "repl-diskless-sync-delay 0"];
-/// A server that keeps no files: for targets.
+/// A server that keeps no files, as it comes.
 const NO_FILES: &[&str] = &["save \"\""];
+/// A target that keeps no files, and lets itself be compared: 6.2 offers no dump without a file by itself.
+const TARGET: &[&str] = DISKLESS;
 /// What expires in less is left out of comparisons: no test takes as long.
 const MARGIN: Duration = Duration::from_secs(200);
 

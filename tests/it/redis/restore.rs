@@ -1,12 +1,16 @@
 //! What a restore does to its target, and what it refuses to do.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use super::{DISKLESS, MARGIN, NO_FILES, SOON, back_up, initialised, restore, restore_at, to_rdb};
+use super::{DISKLESS, MARGIN, SOON, TARGET, back_up, initialised, restore, restore_at, to_rdb};
 use crate::{
     failures::Failure,
     support::{
         mode::{Mode, in_both_modes},
+        proxy::{Step, Way},
         redis::{Redis, RedisVersion, ms_from_now},
         wait_for,
         workspace::Workspace,
@@ -50,7 +54,7 @@ fn writes(target: &Redis) -> String {
 fn a_target_that_is_not_empty(mode: Mode) {
     // In databases 0 and 1.
     let (source, workspace) = backed_up(mode, RedisVersion::V70, "altlas", 200);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     let mut connection = target.connection();
     for (db, key) in [(0, "session:old"), (0, "queue:mail"), (1, "feature:flags"), (5, "kept")] {
         redis::cmd("SELECT").arg(db).exec(&mut connection).unwrap();
@@ -58,8 +62,12 @@ fn a_target_that_is_not_empty(mode: Mode) {
     }
     let (before, written) = (target.digest(), writes(&target));
     let place = format!("127.0.0.1:{}", target.port());
-    let failure =
-        Failure { code: 6, kind: "refused", words: &["source `cache`", &place, "not empty"], hint: "--overwrite" };
+    let failure = Failure {
+        code: 6,
+        kind: "refused",
+        words: &["source `cache`", &place, "2 keys in db 0", "1 key in db 1"],
+        hint: "--overwrite",
+    };
     failure.of(|| restore(&workspace, &target, &[]));
     assert_eq!(target.digest(), before);
     assert_eq!(writes(&target), written);
@@ -89,18 +97,13 @@ fn a_target_that_is_older() {
         (RedisVersion::V82, RedisVersion::V62),
     ] {
         let (_source, workspace) = backed_up(Mode::Clear, from, "altlas", 50);
-        let target = Redis::start_with(to, NO_FILES);
+        let target = Redis::start_with(to, TARGET);
         let words = ["source `cache`", from.number(), to.number()];
-        for more in [&[][..], &["--dry-run"], &["--overwrite"]] {
-            let failure = Failure { code: 6, kind: "refused", words: &words, hint: "" };
-            let failed = restore(&workspace, &target, more).output();
-            // A plan that is only shown says so too, and ends as well.
-            if !more.contains(&"--dry-run") || failed.code != Some(0) {
-                failure.of(|| restore(&workspace, &target, more));
-            } else {
-                assert!(words.iter().all(|word| failed.text().contains(word)), "{}", failed.text());
-            }
+        for more in [&[][..], &["--overwrite"]] {
+            Failure { code: 6, kind: "refused", words: &words, hint: "as new as the source" }
+                .of(|| restore(&workspace, &target, more));
         }
+        restore(&workspace, &target, &["--dry-run"]).output().assert_error(6, &words);
         assert_eq!(writes(&target), "");
         assert_eq!(target.keys(), 0);
     }
@@ -163,7 +166,7 @@ fn into_a_file(mode: Mode) {
     assert_eq!(left, ["cache.rdb"], "no halves");
 
     // A server that is started on it, and the one that the caveat speaks of.
-    let loaded = Redis::start_on(RedisVersion::V82, &file, NO_FILES);
+    let loaded = Redis::start_on(RedisVersion::V82, &file, TARGET);
     let horizon = ms_from_now(MARGIN);
     source.digest_beyond(horizon, RedisVersion::V70).assert_same(&loaded.digest_beyond(horizon, RedisVersion::V70));
     let ignored = Redis::start_on(RedisVersion::V70, &file, &["save \"\"", "appendonly yes"]);
@@ -183,7 +186,7 @@ fn keys_that_expire_on_the_way() {
         redis::cmd("SET").arg("stays").arg(1).exec(&mut connection).unwrap();
         let workspace = initialised(Mode::Clear, &source);
         back_up(&workspace);
-        let target = Redis::start_with(version, NO_FILES);
+        let target = Redis::start_with(version, TARGET);
         let report = restore(&workspace, &target, &["--json"]).ok().json();
         let items = report["sources"][0][1]["items"].as_array().unwrap();
         assert!(items.iter().all(|item| item["compared"] == "same"), "{items:?}");
@@ -199,12 +202,10 @@ fn keys_that_expire_on_the_way() {
 #[test]
 fn an_interrupted_restore() {
     let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "many", 100_000);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     let proxy = super::before(&target);
     // A few ms for each packet, so that there is time.
-    proxy.on_bytes(|_, _, bytes| {
-        vec![crate::support::proxy::Step::Wait(Duration::from_millis(3)), crate::support::proxy::Step::Send(bytes)]
-    });
+    proxy.on_bytes(|_, _, bytes| vec![Step::Wait(Duration::from_millis(3)), Step::Send(bytes)]);
     let url = format!("redis://127.0.0.1:{}", proxy.port());
     let running = restore_at(&workspace, &url, target.password(), &[]).deadline(SOON * 2).spawn();
     wait_for("the first keys", SOON, || (target.keys() > 1000).then_some(()));
@@ -214,7 +215,7 @@ fn an_interrupted_restore() {
     assert!(keys < 100_000, "{keys}");
     assert!(output.stderr.contains("key"), "what is in the target\n{}", output.text());
     proxy.reset();
-    restore(&workspace, &target, &[]).output().assert_error(6, &["not empty"]);
+    restore(&workspace, &target, &[]).output().assert_error(6, &["in db 0"]);
     restore(&workspace, &target, &["--overwrite"]).ok();
     assert_eq!(source.digest(), target.digest());
 }
@@ -223,7 +224,7 @@ fn an_interrupted_restore() {
 #[test]
 fn targets_that_cannot_take_it() {
     let (_source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "many", 50_000);
-    let small = Redis::start_with(RedisVersion::V70, &[NO_FILES, &["maxmemory 3mb"]].concat());
+    let small = Redis::start_with(RedisVersion::V70, &[TARGET, &["maxmemory 3mb"]].concat());
     let refused = restore(&workspace, &small, &[]).output();
     assert!(matches!(refused.code, Some(1 | 6)), "{}", refused.text());
     assert!(refused.stderr.contains("maxmemory"), "{}", refused.text());
@@ -231,7 +232,7 @@ fn targets_that_cannot_take_it() {
     let master = Redis::start_with(RedisVersion::V70, DISKLESS);
     let (place, password) =
         (format!("replicaof 127.0.0.1 {}", master.port()), format!("masterauth {}", master.password()));
-    let replica = Redis::start_with(RedisVersion::V70, &[NO_FILES, &[&place, &password]].concat());
+    let replica = Redis::start_with(RedisVersion::V70, &[TARGET, &[&place, &password]].concat());
     wait_for("the replica", SOON, || (replica.info("master_link_status") == "up").then_some(()));
     let refused = restore(&workspace, &replica, &[]).output();
     assert!(matches!(refused.code, Some(1 | 6)), "{}", refused.text());
@@ -244,7 +245,7 @@ fn targets_that_cannot_take_it() {
 #[test]
 fn functions_come_back() {
     let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "types", 1);
-    let target = Redis::start_with(RedisVersion::V82, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V82, TARGET);
     restore(&workspace, &target, &[]).ok();
     assert_eq!(target.command(&["FCALL", "first_answer", "0"]), "1");
     assert_eq!(source.command(&["FCALL", "second_answer", "0"]), target.command(&["FCALL", "second_answer", "0"]));
@@ -256,4 +257,95 @@ fn functions_come_back() {
     ]);
     restore(&workspace, &target, &["--overwrite"]).ok();
     assert_eq!(target.command(&["FCALL", "first_answer", "0"]), "1");
+}
+
+/// A target of 6.2 as it comes, which keeps no files and would save one for a dump that is taken back from it: it has none
+/// afterwards, and whether it was compared is said.
+#[test]
+fn a_target_of_6_2_that_keeps_no_files() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V62, "types", 1);
+    let target = Redis::start_with(RedisVersion::V62, &["save \"\""]);
+    let output = restore(&workspace, &target, &[]).output();
+    match output.code {
+        Some(0) => {}
+        Some(4) => assert!(output.text().contains("repl-diskless-sync"), "{}", output.text()),
+        _ => panic!("{}", output.text()),
+    }
+    assert_eq!(target.files(), [""; 0]);
+    assert_eq!(target.setting("repl-diskless-sync"), "no", "what was changed for the comparison is as it was");
+    let horizon = ms_from_now(MARGIN);
+    source.digest_beyond(horizon, RedisVersion::V62).assert_same(&target.digest_beyond(horizon, RedisVersion::V62));
+}
+
+/// The connection that waits for the others is not lost.
+#[test]
+fn a_target_that_closes_idle_connections_while_keys_pass() {
+    into_a_target_that_closes_idle_connections("many", 60_000, Duration::from_millis(150));
+}
+
+/// Nor are those that wait while a large value passes on one of them.
+#[test]
+fn a_target_that_closes_idle_connections_while_a_large_value_passes() {
+    into_a_target_that_closes_idle_connections("big", 8, Duration::from_millis(60));
+}
+
+/// A target that closes connections on which nothing happens for five seconds, with a restore that takes longer, since each
+/// packet waits.
+fn into_a_target_that_closes_idle_connections(kind: &str, size: u64, wait: Duration) {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, kind, size);
+    let target = Redis::start_with(RedisVersion::V70, &[TARGET, &["timeout 5"]].concat());
+    let proxy = super::before(&target);
+    proxy.on_bytes(move |way, _, bytes| match way {
+        Way::Up => vec![Step::Wait(wait), Step::Send(bytes)],
+        Way::Down => vec![Step::Send(bytes)],
+    });
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let started = Instant::now();
+    restore_at(&workspace, &url, target.password(), &[]).deadline(SOON * 3).ok();
+    assert!(started.elapsed() > Duration::from_secs(7), "{:?} is too short", started.elapsed());
+    assert_eq!(source.digest(), target.digest());
+}
+
+/// Fewer databases than the source has: found in the plan.
+#[test]
+fn a_target_with_fewer_databases() {
+    let (_source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "types", 1);
+    let target = Redis::start_with(RedisVersion::V70, &[TARGET, &["databases 4"]].concat());
+    Failure { code: 6, kind: "refused", words: &["source `cache`", "db 15"], hint: "`databases`" }
+        .of(|| restore(&workspace, &target, &[]));
+    assert_eq!(target.keys(), 0);
+}
+
+/// Back into the server that it came from, by order only.
+#[test]
+fn into_the_source_itself() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "altlas", 100);
+    let horizon = ms_from_now(MARGIN);
+    let was = source.digest_beyond(horizon, RedisVersion::V70);
+    source.command(&["DEL", "gateway:stats"]);
+    source.command(&["SET", "later", "gone with the restore"]);
+    let place = format!("127.0.0.1:{}", source.port());
+    let restore = |more: &[&str]| workspace.run(&[&["restore", "latest", "--yes"], more].concat());
+    Failure { code: 6, kind: "refused", words: &["source `cache`", &place, "in db 0"], hint: "--overwrite" }
+        .of(|| restore(&[]));
+    restore(&["--overwrite"]).ok();
+    was.assert_same(&source.digest_beyond(horizon, RedisVersion::V70));
+}
+
+/// Killed while it is being restored into.
+#[test]
+fn a_target_that_is_killed_in_the_middle() {
+    let (source, workspace) = backed_up(Mode::Clear, RedisVersion::V70, "many", 100_000);
+    let mut target = Redis::start_with(RedisVersion::V70, TARGET);
+    let proxy = super::before(&target);
+    proxy.on_bytes(|_, _, bytes| vec![Step::Wait(Duration::from_millis(3)), Step::Send(bytes)]);
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    let running = restore_at(&workspace, &url, target.password(), &[]).deadline(SOON * 2).spawn();
+    wait_for("the first keys", SOON, || (target.keys() > 1000).then_some(()));
+    target.kill();
+    let place = format!("127.0.0.1:{}", proxy.port());
+    running.wait().assert_error(1, &["source `cache`", &place, "--overwrite"]);
+    target.resume();
+    restore(&workspace, &target, &[]).ok();
+    assert_eq!(source.digest(), target.digest());
 }

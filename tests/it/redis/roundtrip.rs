@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{DISKLESS, MARGIN, NO_FILES, back_up, dumps, initialised, restore, save_once, to_rdb};
+use super::{DISKLESS, MARGIN, NO_FILES, TARGET, back_up, dumps, initialised, restore, save_once, to_rdb};
 use crate::support::{
     mode::{Mode, in_both_modes},
     redis::{Redis, RedisVersion, ms_from_now},
@@ -71,11 +71,11 @@ fn round_trip(source: &Redis, workspace: &Workspace, to: RedisVersion) {
         assert_eq!(verified["verdict"], "sound");
     }
 
-    let target = Redis::start_with(to, NO_FILES);
+    let target = Redis::start_with(to, TARGET);
     let restored = restore(workspace, &target, &["--json"]).ok().json();
     let file = workspace.path("restored.rdb");
     to_rdb(workspace, &file, &[]).ok();
-    let from_file = Redis::start_on(to, &file, NO_FILES);
+    let from_file = Redis::start_on(to, &file, TARGET);
 
     let horizon = ms_from_now(MARGIN);
     let was = source.digest_beyond(horizon, source.version());
@@ -98,7 +98,7 @@ fn three_hundred_thousand_keys(mode: Mode) {
     source.fill("many", 300_000, 3);
     let workspace = initialised(mode, &source);
     assert_eq!(back_up(&workspace)["rows"], 300_000);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     restore(&workspace, &target, &[]).ok();
     assert_eq!(target.keys(), 300_000);
     assert_eq!(source.digest(), target.digest());
@@ -116,7 +116,7 @@ fn large_values() {
         let workspace = initialised(mode, &source);
         let backup = workspace.run(&["--json", "backup"]).ok();
         assert_eq!(backup.json()["sources"][0]["rows"], 6);
-        let target = Redis::start_with(RedisVersion::V82, NO_FILES);
+        let target = Redis::start_with(RedisVersion::V82, TARGET);
         let restored = restore(&workspace, &target, &[]).ok();
         assert_eq!(source.digest(), target.digest());
         for output in [backup, restored] {
@@ -124,7 +124,7 @@ fn large_values() {
         }
         let file = workspace.path("restored.rdb");
         to_rdb(&workspace, &file, &[]).ok();
-        assert_eq!(source.digest(), Redis::start_on(RedisVersion::V82, &file, NO_FILES).digest());
+        assert_eq!(source.digest(), Redis::start_on(RedisVersion::V82, &file, TARGET).digest());
     }
 }
 
@@ -140,17 +140,20 @@ fn from_a_replica() {
     crate::support::wait_for("the replica", super::SOON, || (replica.info("master_link_status") == "up").then_some(()));
     let workspace = initialised(Mode::Clear, &replica);
     back_up(&workspace);
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     restore(&workspace, &target, &[]).ok();
     let horizon = ms_from_now(MARGIN);
     master.digest_beyond(horizon, RedisVersion::V70).assert_same(&target.digest_beyond(horizon, RedisVersion::V70));
 }
 
 /// A backup is of one instant, whatever is written meanwhile: two keys that change together are equal in it, and what was
-/// written before it began is there.
+/// written before it began is there. Nothing of what is written later is kept for us, however small the server's buffers.
 #[test]
 fn of_one_instant_under_writes() {
-    let source = Redis::start_with(RedisVersion::V70, &[DISKLESS, &["rdb-key-save-delay 20"]].concat());
+    let source = Redis::start_with(
+        RedisVersion::V70,
+        &[DISKLESS, &["rdb-key-save-delay 20", "client-output-buffer-limit replica 64kb 64kb 1"]].concat(),
+    );
     source.fill("many", 20_000, 6);
     let workspace = initialised(Mode::Clear, &source);
     let script = "for n = 1, 50 do redis.call('INCR', 'pair:a' .. n); redis.call('INCR', 'pair:z' .. n) end";
@@ -166,7 +169,7 @@ fn of_one_instant_under_writes() {
         back_up(&workspace);
         ended.store(true, std::sync::atomic::Ordering::SeqCst);
     });
-    let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
     restore(&workspace, &target, &[]).ok();
     let first = target.command(&["GET", "pair:a1"]);
     assert!(first.parse::<u64>().unwrap() >= 1);
@@ -189,7 +192,7 @@ fn from_a_server_that_writes_no_checksums() {
         }
         let workspace = initialised(Mode::Clear, &source);
         back_up(&workspace);
-        let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+        let target = Redis::start_with(RedisVersion::V70, TARGET);
         restore(&workspace, &target, &[]).ok();
         let horizon = ms_from_now(MARGIN);
         source.digest_beyond(horizon, RedisVersion::V70).assert_same(&target.digest_beyond(horizon, RedisVersion::V70));
@@ -205,7 +208,7 @@ fn from_servers_that_evict() {
         source.fill("types", 1, 8);
         let workspace = initialised(Mode::Clear, &source);
         back_up(&workspace);
-        let target = Redis::start_with(RedisVersion::V82, NO_FILES);
+        let target = Redis::start_with(RedisVersion::V82, TARGET);
         restore(&workspace, &target, &[]).ok();
         let horizon = ms_from_now(MARGIN);
         source.digest_beyond(horizon, RedisVersion::V82).assert_same(&target.digest_beyond(horizon, RedisVersion::V82));

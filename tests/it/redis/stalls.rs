@@ -8,12 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DISKLESS, NO_FILES, SOON, assert_at_rest, back_up, recorded, restore, save_once};
+use super::{DISKLESS, SOON, TARGET, assert_at_rest, back_up, recorded, restore, save_once};
 use crate::support::{
     mode::Mode,
     proxy::{Action, HttpProxy},
     redis::{Redis, RedisVersion},
     s3::{BlockingS3, S3Kind},
+    wait_for,
     workspace::Workspace,
 };
 
@@ -63,7 +64,7 @@ impl Stalling {
         assert!(self.held.load(Ordering::SeqCst) > 0, "nothing was held back");
         self.proxy.reset();
         assert_at_rest(&self.source);
-        let target = Redis::start_with(RedisVersion::V70, NO_FILES);
+        let target = Redis::start_with(RedisVersion::V70, TARGET);
         restore(&self.workspace, &target, &[]).ok();
         assert_eq!(self.source.digest(), target.digest());
         drop(self.s3);
@@ -93,8 +94,14 @@ fn ten_seconds_from_disk() {
 fn longer_than_the_server_would_wait() {
     let stalling = Stalling::start(&[DISKLESS, &["repl-timeout 10"]].concat());
     stalling.stall(Duration::from_secs(30));
-    let output = stalling.workspace.run(&["backup"]).deadline(SOON * 2).output();
-    let output = output.assert_error(1, &["source `cache`", "took no data", "5 s", "repl-timeout"]);
+    let mut running = stalling.workspace.run(&["backup"]).deadline(SOON * 2).spawn();
+    let source = &stalling.source;
+    wait_for("the dump", SOON, || (source.info("connected_slaves") == "1").then_some(()));
+    wait_for("us to leave", SOON, || (source.info("connected_slaves") == "0").then_some(()));
+    println!("still running when the server is rid of us: {}", running.is_running());
+    let left = Instant::now();
+    let output = running.wait().assert_error(1, &["source `cache`", "took no data for 5", "repl-timeout"]);
+    println!("ended {:?} later", left.elapsed());
     assert!(output.stderr.contains("hint: "), "{}", output.text());
     assert_at_rest(&stalling.source);
     assert!(

@@ -73,7 +73,7 @@ struct TcpState {
     callbacks: Mutex<BTreeMap<u64, Callback>>,
     on_upstream: Mutex<Option<ChunkHook>>,
     on_bytes: Mutex<Option<ByteHook>>,
-    open: Mutex<Vec<TcpStream>>,
+    open: Mutex<BTreeMap<u64, [TcpStream; 2]>>,
     refuse: AtomicBool,
     ended: AtomicBool,
     connections: AtomicU64,
@@ -150,7 +150,7 @@ impl TcpProxy {
 
     /// Closes every open connection.
     pub fn cut_all(&self) {
-        for stream in lock(&self.state.open).drain(..) {
+        for stream in std::mem::take(&mut *lock(&self.state.open)).into_values().flatten() {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -183,7 +183,8 @@ fn forward(client: &TcpStream, target: SocketAddr, number: u64, state: &Arc<TcpS
         if state.ended.load(Ordering::SeqCst) {
             return;
         }
-        open.extend([client.try_clone(), server.try_clone()].into_iter().flatten());
+        let (Ok(client), Ok(server)) = (client.try_clone(), server.try_clone()) else { return };
+        open.insert(number, [client, server]);
     }
     let shared = Arc::clone(state);
     let down = std::thread::spawn(move || {
@@ -196,6 +197,8 @@ fn forward(client: &TcpStream, target: SocketAddr, number: u64, state: &Arc<TcpS
     };
     copy(client, &server, &state.bytes_up, ask, |bytes| state.steps(Way::Up, number, bytes));
     let _ = down.join();
+    // With the last handles the connections are closed: who writes to one that has ended is told so.
+    lock(&state.open).remove(&number);
 }
 
 impl TcpState {
