@@ -107,10 +107,22 @@ impl Capture for RedisCapture {
             drop(pass);
             Ok::<_, PipelineError>(())
         };
-        // The writer's failure comes first: whatever the others say then is an echo.
-        let (written, taken) = tokio::join!(writing, taken);
-        written?;
-        let taken = taken?;
+        // Whichever fails first is the cause, and the other is dropped: it may wait for a store that stalls.
+        let taken = {
+            let (mut writing, mut taken) = (std::pin::pin!(writing), std::pin::pin!(taken));
+            tokio::select! {
+                biased;
+                written = &mut writing => {
+                    written?;
+                    taken.await?
+                }
+                taken = &mut taken => {
+                    let taken = taken?;
+                    writing.await?;
+                    taken
+                }
+            }
+        };
         let described = describe(&facts, form, taken);
         writer.finish_with(described.fingerprint, serde_json::Value::Null).await?;
         let about = described.detail.about();
@@ -275,7 +287,12 @@ struct Passing {
     at: usize,
     /// Bytes that went on.
     passed: u64,
+    /// The first of them, for a checksum that is only wanted where the walk cannot tell.
+    head: Vec<u8>,
 }
+
+/// Bytes that a walk reads before it can tell that a file is too new.
+const HEADER: usize = 9;
 
 /// The other end of a channel is gone, which says that the cause is there.
 fn gone() -> io::Error {
@@ -285,6 +302,9 @@ fn gone() -> io::Error {
 impl Passing {
     fn send(&mut self, bytes: Bytes) -> io::Result<()> {
         self.passed += bytes.len() as u64;
+        if self.head.len() < HEADER {
+            self.head.extend_from_slice(&bytes[..bytes.len().min(HEADER)]);
+        }
         if bytes.is_empty() { Ok(()) } else { self.pass.blocking_send(bytes).map_err(|_| gone()) }
     }
 
@@ -324,7 +344,7 @@ fn follow<V: rdb::Visitor>(
     visitor: V,
     server: &str,
 ) -> Result<Taken<V>, RedisError> {
-    let mut passing = Passing { read, pass, current: Bytes::new(), at: 0, passed: 0 };
+    let mut passing = Passing { read, pass, current: Bytes::new(), at: 0, passed: 0, head: Vec::new() };
     let walked = match rdb::walk(&mut passing, seed, visitor) {
         Ok(walked) => walked,
         Err(RdbError::TooNew { version }) => return unread(passing, announced, version, server),
@@ -374,11 +394,13 @@ fn unread<V>(
         Announced::Mark(_) => MARK,
     };
     let mut tail = Vec::new();
+    let mut checked = Checked::begin(&passing.head);
     let mut next = Some(std::mem::take(&mut passing.current));
     while let Some(chunk) = next {
         tail.extend_from_slice(&chunk);
         let ready = tail.len().saturating_sub(hold);
         let bytes: Bytes = tail.drain(..ready).collect::<Vec<u8>>().into();
+        checked.update(&bytes);
         passing.send(bytes).map_err(failed)?;
         next = passing.read.blocking_recv();
     }
@@ -394,7 +416,40 @@ fn unread<V>(
             return Err(RedisError::CutShort { server: server.to_owned(), received, of: None });
         }
     }
-    Ok(Taken { version, length, checksum: false, tally: None })
+    // A version number that was damaged on the way must not pass for a newer one.
+    let checksum = checked.finish().map_err(|error| RedisError::Rdb { server: server.to_owned(), error })?;
+    Ok(Taken { version, length, checksum, tally: None })
+}
+
+/// The checksum at the end of a file that is not walked through: its last 8 bytes are that of all before.
+struct Checked {
+    crc: rdb::Crc64,
+    last: Vec<u8>,
+}
+
+impl Checked {
+    fn begin(head: &[u8]) -> Self {
+        let mut checked = Self { crc: rdb::crc64(), last: Vec::new() };
+        checked.update(head);
+        checked
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.last.extend_from_slice(bytes);
+        let sure = self.last.len().saturating_sub(8);
+        self.crc.update(&self.last[..sure]);
+        self.last.drain(..sure);
+    }
+
+    /// Is there one? Where there is, it holds.
+    fn finish(self) -> Result<bool, RdbError> {
+        let last = self.last.try_into().map_err(|_| RdbError::NotRdb)?;
+        match (u64::from_le_bytes(last), self.crc.finalize()) {
+            (0, _) => Ok(false),
+            (told, found) if told == found => Ok(true),
+            (told, found) => Err(RdbError::Checksum { told, found }),
+        }
+    }
 }
 
 /// For whoever counts without storing.

@@ -10,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
@@ -33,6 +34,10 @@ const AHEAD: usize = 2;
 const UNANSWERED: usize = 4096;
 /// What follows the value in a `RESTORE` payload: version and CRC64.
 const FOOTER: u64 = 10;
+/// A server may close connections that say nothing (`timeout`): a long value on one leaves the others idle.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long an error of the server is waited for after a connection broke.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Of a key's name in messages, in bytes.
 const SHOWN: usize = 200;
 
@@ -41,19 +46,27 @@ const SHOWN: usize = 200;
 struct Batch {
     bytes: Vec<u8>,
     about: Vec<About>,
+    /// It ends in the middle of a command.
+    open: bool,
 }
 
 /// What a command was about.
 enum About {
     Select(u64),
+    /// Nothing: the connection was idle.
+    Time,
     Function,
-    Key { db: u64, name: Box<[u8]> },
+    Key {
+        db: u64,
+        name: Box<[u8]>,
+    },
 }
 
 impl About {
     fn words(&self) -> String {
         match self {
             Self::Select(db) => format!("db {db}"),
+            Self::Time => "the time".to_owned(),
             Self::Function => "a function library".to_owned(),
             Self::Key { db, name } => format!("key `{}` of db {db}", name.escape_ascii()),
         }
@@ -225,7 +238,8 @@ impl Visitor for Loader {
             Self::head(&current, 1 + large.length + FOOTER, &mut self.batch.bytes);
             self.batch.bytes.push(head.kind);
             self.batch.about.push(Self::about(&current));
-            let batch = std::mem::take(&mut self.batch);
+            let mut batch = std::mem::take(&mut self.batch);
+            batch.open = true;
             self.send(batch)?;
             let mut crc = rdb::crc64();
             crc.update(&[head.kind]);
@@ -248,7 +262,7 @@ impl Visitor for Loader {
             Payload::Passing { left, crc } => {
                 *left = left.checked_sub(bytes.len() as u64).ok_or("has a longer value than its manifest says")?;
                 crc.update(bytes);
-                self.send(Batch { bytes: bytes.to_vec(), about: Vec::new() })
+                self.send(Batch { bytes: bytes.to_vec(), about: Vec::new(), open: true })
             }
         }
     }
@@ -279,7 +293,7 @@ impl Visitor for Loader {
             Payload::Passing { left: 0, crc } => {
                 let mut bytes = Vec::new();
                 self.tail(&current, crc, &mut bytes);
-                self.send(Batch { bytes, about: Vec::new() })?;
+                self.send(Batch { bytes, about: Vec::new(), open: false })?;
                 self.turn = (self.turn + 1) % self.connections.len();
                 Ok(())
             }
@@ -297,12 +311,23 @@ impl Connections {
             running.spawn(async move {
                 let Wire { reading, writing } = wire;
                 let (about, answers) = mpsc::channel(UNANSWERED);
-                let (written, answered) =
-                    tokio::join!(write(writing, batches, about), read(reading, answers, &taken, &server));
-                // What the server said explains why it closed the connection.
-                match (written, answered) {
-                    (_, Err(refused @ RedisError::Refused { .. })) => Err(refused),
-                    (written, answered) => written.and(answered),
+                let mut written = std::pin::pin!(write(writing, batches, about));
+                let mut answered = std::pin::pin!(read(reading, answers, &taken, &server));
+                tokio::select! {
+                    biased;
+                    // Without an error it ends after the other.
+                    read = &mut answered => match read {
+                        Ok(()) => written.await,
+                        error => error,
+                    },
+                    wrote = &mut written => match wrote {
+                        Ok(()) => answered.await,
+                        // What the server said, if it comes, explains why it closed the connection.
+                        Err(error) => match tokio::time::timeout(LAST_WORDS, answered).await {
+                            Ok(Err(refused @ RedisError::Refused { .. })) => Err(refused),
+                            _ => Err(error),
+                        },
+                    },
                 }
             });
         }
@@ -326,7 +351,15 @@ async fn write(
     mut batches: mpsc::Receiver<Batch>,
     about: mpsc::Sender<About>,
 ) -> Result<(), RedisError> {
-    while let Some(batch) = batches.recv().await {
+    let mut open = false;
+    loop {
+        let batch = match tokio::time::timeout(IDLE, batches.recv()).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(batch)) => batch,
+            Err(_) if open => continue,
+            Err(_) => Batch { bytes: command(&[b"TIME"]), about: vec![About::Time], open: false },
+        };
+        open = batch.open;
         for about_one in batch.about {
             if about.send(about_one).await.is_err() {
                 // The reader has failed, and says why.
@@ -335,7 +368,6 @@ async fn write(
         }
         writing.send("restoring", &batch.bytes).await?;
     }
-    Ok(())
 }
 
 async fn read(

@@ -88,6 +88,7 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     session.ask::<()>(&["REPLICAOF", "127.0.0.1", &port]).await?;
     let proving = async {
         let loaded = wait_for_link(server, &began).await?;
+        let session = server.session().await?;
         let facts = Facts::ask(server, &session).await?;
         // Nobody's server: whatever its settings, a dump of it harms nobody.
         let form = form::choose(&facts, true).map_err(|reason| RedisError::NoForm { server: server.name(), reason })?.0;
@@ -119,7 +120,7 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
         proof = proving => proof,
     };
     // A server that outlives this must not look for a master that is gone.
-    let released = session.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    let released = async { server.session().await?.ask::<()>(&["REPLICAOF", "NO", "ONE"]).await }.await;
     let proof = proof?;
     released?;
     Ok(proof)

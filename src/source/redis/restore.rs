@@ -109,7 +109,7 @@ pub(super) async fn plan(
             Ok(keys) => {
                 in_the_way.insert(*db, keys);
             }
-            Err(RedisError::Said { text, .. }) => refuse(
+            Err(RedisError::Said { text, .. }) if text.contains("out of range") => refuse(
                 format!("{} has no db {db} to restore into: {text}", server.name()),
                 "raise `databases` in the target's configuration",
             ),
@@ -296,8 +296,8 @@ impl Restore for RedisRestore {
 impl RedisRestore {
     async fn restore(&self, taken: &Arc<AtomicU64>) -> Result<Restored, SourceError> {
         let progress = self.snapshot.progress();
-        let session = self.server.session().await?;
-        if self.overwrite {
+        if self.overwrite && !self.in_the_way.is_empty() {
+            let session = self.server.session().await?;
             for db in self.in_the_way.keys() {
                 progress.set_phase(format!("flushing db {db}"));
                 session.ask::<()>(&["SELECT", &db.to_string()]).await?;
@@ -307,6 +307,8 @@ impl RedisRestore {
         progress.set_phase("restoring keys");
         let now = milliseconds(Timestamp::now());
         let (bytes, expected) = self.load(now, taken).await?;
+        // One that had been idle all the while might have been closed.
+        let session = self.server.session().await?;
         self.save(&session).await?;
         let mut restored = Restored { unit: "database", ..Restored::default() };
         let compared = self.compare(&session, now, &expected, &mut restored.notes).await?;

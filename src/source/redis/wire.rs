@@ -181,7 +181,7 @@ impl Reading {
         }
     }
 
-    /// One answer: a line, a number, a string or an error.
+    /// One answer: a line, a number, a string or an error; of several in one, the last.
     pub(super) async fn reply(&mut self, what: &str) -> Result<Reply, RedisError> {
         let line = self.line(what, ANSWER_TIMEOUT).await?;
         let (kind, text) = line.split_first().ok_or_else(|| self.strange(what, &line))?;
@@ -199,6 +199,15 @@ impl Reading {
                 }
                 let string = self.buffer.split_to(length + 2);
                 Ok(Reply::Text(string[..length].to_vec()))
+            }
+            b'*' => {
+                let count = std::str::from_utf8(text).ok().and_then(|text| text.parse::<usize>().ok());
+                let count = count.filter(|count| *count <= 1024).ok_or_else(|| self.strange(what, &line))?;
+                let mut last = Reply::Text(Vec::new());
+                for _ in 0..count {
+                    last = Box::pin(self.reply(what)).await?;
+                }
+                Ok(last)
             }
             _ => Err(self.strange(what, &line)),
         }

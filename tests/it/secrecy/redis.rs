@@ -94,7 +94,9 @@ fn tour(workspace: &mut Workspace, source: &Redis, seen: &mut Vec<Evidence>) {
     see(workspace.run(&["backup", "-v", "-v"]), "without PSYNC", seen);
     source.command(&["ACL", "SETUSER", "backup", "+psync"]);
     // A server that does not know AUTH would repeat the password in its error.
-    let nameless = Redis::start_with(RedisVersion::V70, &["rename-command AUTH \"\"", "protected-mode no"]);
+    let mut nameless = Redis::prepare(RedisVersion::V70, &["rename-command AUTH \"\""]);
+    nameless.resume_without_waiting();
+    std::thread::sleep(std::time::Duration::from_secs(1));
     workspace.set("source.0.url", format!("redis://127.0.0.1:{}", nameless.port()));
     see(workspace.run(&["backup", "-v", "-v"]), "a server without AUTH", seen);
     workspace.set("source.0.url", source.url());
