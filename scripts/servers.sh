@@ -47,7 +47,7 @@ end() {
 }
 
 waited() {
-    "$@" &
+    "$@" <&0 &
     wait $!
 }
 
@@ -114,7 +114,8 @@ start_redis() {
         port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
         (umask 077 && printf '%s\n' "bind 127.0.0.1" "port $port" "requirepass $password" "dir $data" "$@" >"$folder/$name/redis.conf")
         # A job of ours, so that it is found at the end; away from the terminal, whose Ctrl-C is ours to answer.
-        setsid setpriv --pdeathsig KILL -- /usr/bin/redis-server "$folder/$name/redis.conf" >"$folder/$name/log" 2>&1 &
+        : >"$folder/$name/log"
+        setsid setpriv --pdeathsig KILL -- /usr/bin/redis-server "$folder/$name/redis.conf" >>"$folder/$name/log" 2>&1 &
         pid=$!
         while kill -0 "$pid" 2>/dev/null; do
             # The right password does not work with somebody else's server.
