@@ -1,17 +1,30 @@
-# Throwaway PostgreSQL 15 servers for scripts/demo and scripts/bench; sourced, not run.
+# Throwaway PostgreSQL 15 and Redis 7.0 servers for scripts/demo and scripts/bench; sourced, not run.
 #
 # make_folder NAME makes $folder, which is removed at the end, however that comes, with every server that runs in it.
-# start NAME starts a server and puts its port into NAME_port; $password and $folder/password hold its superuser's password.
+# $password and $folder/password hold the password of all servers.
+#
+# start NAME starts a PostgreSQL server and puts its port into NAME_port.
 # psql_on PORT DATABASE ARGUMENT... runs psql.
+#
+# start_redis NAME [LINE...] starts a Redis server with these lines of configuration and puts its port into NAME_port.
+# stop_redis NAME ends it without a save; its folder stays.
+# redis_on PORT ARGUMENT... runs redis-cli.
+# python_on PORT SCRIPT ARGUMENT... runs one of tests/fixtures/redis with the port and the password as its first arguments.
+# waited COMMAND... runs a command so that a signal ends it and the script at once, and not when the command is done.
 
 PATH="/usr/lib/postgresql/15/bin:$PATH"
 # Nothing of the caller's own settings shall reach the servers or the program.
-unset "${!PG@}" "${!ALTLAS_BACKUP_@}"
+unset "${!PG@}" "${!ALTLAS_BACKUP_@}" "${!REDISCLI_@}"
+
+# The same rule as in scripts/tools.
+if [[ "$(id -u)" == 0 ]]; then tools=/var/cache/altlas-backup-tools; else tools=$HOME/.cache/altlas-backup-tools; fi
+tools=${ALTLAS_TOOLS:-$tools}
 
 folder=
 cleanup() {
     trap '' INT TERM HUP
-    local data
+    local data job
+    for job in $(jobs -p); do end "$job"; done
     if [[ -n "$folder" ]]; then
         for data in "$folder"/*/data; do
             if [[ -s "$data/postmaster.pid" ]]; then
@@ -24,6 +37,19 @@ cleanup() {
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+
+# end PID: kill -9, with all that it has forked. Standing still first, so that it forks nobody between our look and its end.
+end() {
+    local child
+    kill -STOP "$1" 2>/dev/null || return 0
+    for child in $(pgrep -P "$1"); do end "$child"; done
+    { kill -KILL "$1" && wait "$1"; } 2>/dev/null || true
+}
+
+waited() {
+    "$@" <&0 &
+    wait $!
+}
 
 make_folder() {
     folder=$(mktemp -d "/tmp/altlas-$1.XXXXXX")
@@ -77,4 +103,50 @@ psql_on() {
     local port=$1 database=$2
     shift 2
     PGPASSWORD=$password PGOPTIONS='' psql -X -q -A -t -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$port" -U postgres -d "$database" "$@"
+}
+
+# start_redis NAME [LINE...]: on the files in $folder/NAME/data, if there are any. Waits until its data is loaded.
+start_redis() {
+    local name=$1 data=$folder/$1/data port pid attempt
+    shift
+    mkdir -p "$data"
+    for attempt in 1 2 3 4 5 6 7 8 9 10; do
+        port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+        (umask 077 && printf '%s\n' "bind 127.0.0.1" "port $port" "requirepass $password" "dir $data" "$@" >"$folder/$name/redis.conf")
+        # A job of ours, so that it is found at the end; away from the terminal, whose Ctrl-C is ours to answer.
+        : >"$folder/$name/log"
+        setsid setpriv --pdeathsig KILL -- /usr/bin/redis-server "$folder/$name/redis.conf" >>"$folder/$name/log" 2>&1 &
+        pid=$!
+        while kill -0 "$pid" 2>/dev/null; do
+            # The right password does not work with somebody else's server.
+            if [[ "$(redis_on "$port" PING 2>/dev/null)" == PONG ]]; then
+                printf -v "${name}_port" %s "$port"
+                printf -v "${name}_pid" %s "$pid"
+                return
+            fi
+            sleep 0.02
+        done
+    done
+    tail -n 20 "$folder/$name/log" >&2
+    die "the $name server does not start (above is the end of its log)"
+}
+
+stop_redis() {
+    local pid=$1_pid
+    end "${!pid}"
+}
+
+# redis_on PORT ARGUMENT...
+redis_on() {
+    local port=$1
+    shift
+    REDISCLI_AUTH=$password redis-cli -e -h 127.0.0.1 -p "$port" "$@"
+}
+
+# python_on PORT SCRIPT ARGUMENT...
+python_on() {
+    local port=$1 script=$2
+    shift 2
+    env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 TZ=UTC PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$tools/python" \
+        /usr/bin/python3 "tests/fixtures/redis/$script" "$port" "$password" "$@"
 }
