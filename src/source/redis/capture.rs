@@ -50,7 +50,7 @@ pub(super) struct Detail {
 pub(super) struct RedisCapture {
     dump: Dump,
     facts: Facts,
-    server: String,
+    server: Server,
 }
 
 impl RedisCapture {
@@ -65,13 +65,13 @@ impl RedisCapture {
             Ok(dump) => dump,
             Err(error) => return Err(aftermath(server, form, error).await),
         };
-        Ok(Self { dump, facts, server: server.name() })
+        Ok(Self { dump, facts, server: server.clone() })
     }
 }
 
 /// A failed save may have made the server refuse writes: that is said.
 async fn aftermath(server: &Server, form: Form, error: RedisError) -> RedisError {
-    if form != Form::Disk || !matches!(error, RedisError::Said { .. } | RedisError::Broken { .. }) {
+    if form != Form::Disk {
         return error;
     }
     let Ok(session) = server.session().await else { return error };
@@ -95,7 +95,7 @@ impl Capture for RedisCapture {
         let Self { dump, facts, server } = *self;
         let form = dump.form;
         let progress = into.progress().clone();
-        progress.set_phase(format!("reading the dump of {server}"));
+        progress.set_phase(format!("reading the dump of {}", server.name()));
         let mut writer = into.artifact(PATH, Format::Rdb).await?;
         let (taken, pass) = take(dump, into.fingerprint_seed(), Tally::new(Some(progress)));
         let mut pass = pass;
@@ -116,11 +116,13 @@ impl Capture for RedisCapture {
                     written?;
                     taken.await?
                 }
-                taken = &mut taken => {
-                    let taken = taken?;
-                    writing.await?;
-                    taken
-                }
+                taken = &mut taken => match taken {
+                    Ok(taken) => {
+                        writing.await?;
+                        taken
+                    }
+                    Err(error) => return Err(aftermath(&server, form, error).await.into()),
+                },
             }
         };
         let described = describe(&facts, form, taken);
@@ -227,6 +229,12 @@ pub(super) fn take<V: rdb::Visitor + Send + 'static>(
         // What the socket said is the cause, where the walk only found that bytes were missing.
         let received = length?;
         match walked {
+            Ok(Err(RedisError::Rdb { error: RdbError::Truncated { .. }, .. }))
+                if announced == Announced::Length(received) =>
+            {
+                let detail = format!("{received} bytes were announced, and its end is not among them");
+                Err(RedisError::End { server, detail })
+            }
             Ok(Err(RedisError::Rdb { error: RdbError::Truncated { .. }, .. })) => {
                 let of = match announced {
                     Announced::Length(length) => Some(length),

@@ -92,6 +92,8 @@ impl Dump {
     pub(super) async fn probe(server: &Server) -> Result<(), RedisError> {
         let mut wire = Wire::connect(server).await?;
         let what = "asking whether a dump may be taken";
+        // If one began after all, it must not leave a file where that can be helped.
+        wire.ask(what, &[b"REPLCONF", b"capa", b"eof"]).await?;
         let mut both = super::wire::command(&[b"REPLCONF", b"rdb-only", b"1"]);
         both.extend(super::wire::command(&[b"PSYNC", b"?", b"-1"]));
         wire.writing.send(what, &both).await?;

@@ -182,7 +182,9 @@ impl RedisError {
                 "stop whatever else writes to the server and restore again with `--overwrite`".into()
             }
             Self::NotSaved { .. } => {
-                "mend its folder and run BGSAVE (or BGREWRITEAOF) before it restarts: until then a restart loses the data".into()
+                "see its log; where it may not write its folder, it refuses writes until a save goes well; where the user lacks `+bgsave` or \
+                 `+bgrewriteaof`, run them yourself: until then a restart loses the data"
+                    .into()
             }
             Self::File { .. } => "name a new file in a folder that you may write to and that has room".into(),
             Self::Detail { .. } | Self::NotCaptured { .. } => return None,

@@ -85,6 +85,10 @@ pub(super) struct Facts {
     pub(super) max_memory: u64,
     /// `maxmemory_policy`.
     pub(super) eviction: String,
+    /// Keys that it has thrown away for that limit since it started.
+    pub(super) evicted: u64,
+    /// Replicas that follow it.
+    pub(super) replicas: u64,
     pub(super) saving: Option<Saving>,
     pub(super) settings: Option<Settings>,
 }
@@ -170,6 +174,8 @@ impl Facts {
         self.keys = info.keys();
         self.max_memory = info.number("maxmemory");
         self.eviction = info.get("maxmemory_policy").to_owned();
+        self.evicted = info.number("evicted_keys");
+        self.replicas = info.number("connected_slaves");
         self.saving = Some(info.saving());
         Ok(())
     }
@@ -182,9 +188,9 @@ impl Facts {
         }
     }
 
-    /// Does it keep what it holds on disk: as RDB files, as an AOF?
-    pub(super) fn keeps(&self) -> (bool, bool) {
-        self.settings.as_ref().map_or((false, false), |settings| (!settings.save.is_empty(), settings.append_only))
+    /// Does it keep what it holds on disk: as RDB files, as an AOF? Nothing where it may not be asked.
+    pub(super) fn keeps(&self) -> Option<(bool, bool)> {
+        self.settings.as_ref().map(|settings| (!settings.save.is_empty(), settings.append_only))
     }
 }
 

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     capture::{Detail, PATH},
     error::RedisError,
-    restore::detail,
+    plan::detail,
     tally::Tally,
     walk::{Copy, walk_artifact},
 };

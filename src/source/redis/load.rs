@@ -7,10 +7,10 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc;
@@ -20,7 +20,7 @@ use super::{
     rdb::{self, Digest, KeyEnd, KeyHead, Visitor},
     server::Server,
     tally::{LARGE, Large, Tally},
-    wire::{Reading, Reply, Wire, Writing, command},
+    wire::{ANSWER_TIMEOUT, Reading, Reply, Wire, Writing, command},
 };
 
 /// Connections that keys are restored on. Measured: four win a third over one, more win nothing (research A3).
@@ -113,19 +113,29 @@ pub(super) struct Connections {
     server: String,
 }
 
-/// Opens the connections for a file of this RDB version with these long values.
-pub(super) async fn open(
+/// The connections, logged in.
+pub(super) async fn connect(server: &Server) -> Result<Vec<Wire>, RedisError> {
+    let mut wires = Vec::new();
+    for _ in 0..CONNECTIONS {
+        wires.push(Wire::connect(server).await?);
+    }
+    Ok(wires)
+}
+
+/// A loader on these connections, for a file of this RDB version with these long values.
+pub(super) fn open(
+    wires: Vec<Wire>,
     server: &Server,
     version: u16,
     large: &[Large],
     replace_functions: bool,
     tally: Tally,
-) -> Result<(Loader, Connections), RedisError> {
+) -> (Loader, Connections) {
     let (mut senders, mut tasks) = (Vec::new(), Vec::new());
-    for _ in 0..CONNECTIONS {
+    for wire in wires {
         let (sender, receiver) = mpsc::channel(AHEAD);
         senders.push(sender);
-        tasks.push((Wire::connect(server).await?, receiver));
+        tasks.push((wire, receiver));
     }
     let loader = Loader {
         tally,
@@ -140,7 +150,7 @@ pub(super) async fn open(
         replace_functions,
         bytes: BTreeMap::new(),
     };
-    Ok((loader, Connections { tasks, taken: Arc::default(), server: server.name() }))
+    (loader, Connections { tasks, taken: Arc::default(), server: server.name() })
 }
 
 fn stopped() -> String {
@@ -311,8 +321,9 @@ impl Connections {
             running.spawn(async move {
                 let Wire { reading, writing } = wire;
                 let (about, answers) = mpsc::channel(UNANSWERED);
-                let mut written = std::pin::pin!(write(writing, batches, about));
-                let mut answered = std::pin::pin!(read(reading, answers, &taken, &server));
+                let sent = Sent::default();
+                let mut written = std::pin::pin!(write(writing, batches, about, &sent));
+                let mut answered = std::pin::pin!(read(reading, answers, &taken, &server, &sent));
                 tokio::select! {
                     biased;
                     // Without an error it ends after the other.
@@ -350,6 +361,7 @@ async fn write(
     mut writing: Writing,
     mut batches: mpsc::Receiver<Batch>,
     about: mpsc::Sender<About>,
+    sent: &Sent,
 ) -> Result<(), RedisError> {
     let mut open = false;
     loop {
@@ -360,6 +372,7 @@ async fn write(
             Err(_) => Batch { bytes: command(&[b"TIME"]), about: vec![About::Time], open: false },
         };
         open = batch.open;
+        sent.set(None);
         for about_one in batch.about {
             if about.send(about_one).await.is_err() {
                 // The reader has failed, and says why.
@@ -367,6 +380,22 @@ async fn write(
             }
         }
         writing.send("restoring", &batch.bytes).await?;
+        sent.set((!open).then(Instant::now));
+    }
+}
+
+/// Since when everything that is to be answered is sent; nothing while a command is on its way, which may take its time.
+#[derive(Default)]
+struct Sent(Mutex<Option<Instant>>);
+
+impl Sent {
+    fn set(&self, at: Option<Instant>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    fn for_too_long(&self) -> bool {
+        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() > ANSWER_TIMEOUT)
     }
 }
 
@@ -375,8 +404,19 @@ async fn read(
     mut answers: mpsc::Receiver<About>,
     taken: &AtomicU64,
     server: &str,
+    sent: &Sent,
 ) -> Result<(), RedisError> {
     while let Some(about) = answers.recv().await {
+        loop {
+            match tokio::time::timeout(IDLE, reading.ready("restoring")).await {
+                Ok(ready) => break ready?,
+                Err(_) if !sent.for_too_long() => {}
+                Err(_) => {
+                    let detail = format!("it did not answer for {} s", ANSWER_TIMEOUT.as_secs());
+                    return Err(RedisError::Broken { server: server.to_owned(), what: about.words(), detail });
+                }
+            }
+        }
         match reading.reply("restoring").await? {
             Reply::Error(text) => {
                 return Err(RedisError::Refused { server: server.to_owned(), what: about.words(), text });

@@ -11,6 +11,7 @@ mod facts;
 mod file;
 mod form;
 mod load;
+mod plan;
 pub mod rdb;
 mod replica;
 mod restore;
@@ -98,7 +99,7 @@ impl Source for RedisSource {
         snapshot: SnapshotReader,
         request: &RestoreRequest,
     ) -> Result<Box<dyn Restore>, SourceError> {
-        Ok(Box::new(restore::plan(&self.server, snapshot, request).await?))
+        Ok(Box::new(plan::plan(&self.server, snapshot, request).await?))
     }
 }
 

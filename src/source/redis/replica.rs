@@ -17,7 +17,7 @@ use super::{
     error::RedisError,
     facts::{Facts, Info},
     form,
-    restore::detail,
+    plan::detail,
     server::Server,
     tally::Tally,
     wire::{Wire, command},

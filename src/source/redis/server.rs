@@ -95,8 +95,7 @@ fn failure(server: &str, what: &str, error: &redis::RedisError, connecting: bool
         Some(text) => RedisError::Said { server, what, text: error_text(text.as_bytes()) },
         // The crate has words of its own for a refused login.
         None if error.kind() == redis::ErrorKind::AuthenticationFailed => {
-            let text = format!("WRONGPASS {}", error_text(error.to_string().as_bytes()));
-            RedisError::Said { server, what, text }
+            RedisError::Said { server, what, text: "WRONGPASS it refuses this user with this password".into() }
         }
         None if connecting => RedisError::Unreachable { server, detail: error_text(error.to_string().as_bytes()) },
         None => RedisError::Broken { server, what, detail: error_text(error.to_string().as_bytes()) },

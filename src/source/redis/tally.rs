@@ -218,7 +218,8 @@ impl ByMinute {
         at: u64,
     ) -> Option<(Vec<String>, u64)> {
         // A little more than the clocks' difference, so that what is about to go is on neither side.
-        let after = (at + 2000) / MINUTE + 1;
+        // A clock that is behind ours must not bring back what we took for gone.
+        let after = ((at + 2000) / MINUTE + 1).max(self.first + 1);
         if after >= self.first + HORIZON || self.first != found.first {
             return None;
         }

@@ -181,6 +181,19 @@ impl Reading {
         }
     }
 
+    /// Waits for something to read, and can be given up at any time.
+    pub(super) async fn ready(&mut self, what: &str) -> Result<(), RedisError> {
+        if !self.buffer.is_empty() {
+            return Ok(());
+        }
+        self.buffer.reserve(CHUNK);
+        match self.half.read_buf(&mut self.buffer).await {
+            Ok(0) => Err(self.broken(what, "it closed the connection")),
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.broken(what, error.to_string())),
+        }
+    }
+
     /// One answer: a line, a number, a string or an error; of several in one, the last.
     pub(super) async fn reply(&mut self, what: &str) -> Result<Reply, RedisError> {
         let line = self.line(what, ANSWER_TIMEOUT).await?;
