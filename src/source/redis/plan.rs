@@ -22,8 +22,6 @@ use crate::{
 const MOST_BULK: u64 = 512 * 1024 * 1024;
 /// What `RESTORE` adds to a value: type, version and CRC64.
 const PAYLOAD: u64 = 11;
-/// A key that is never written.
-const PROBE: &str = "altlas-backup:probe";
 
 pub(super) fn detail(snapshot: &SnapshotReader) -> Result<Detail, RedisError> {
     serde_json::from_value(snapshot.detail().clone()).map_err(|error| RedisError::Detail { detail: error.to_string() })
@@ -66,30 +64,7 @@ impl Target {
         if !contents.functions.is_empty() {
             target.libraries = libraries(&session).await?;
         }
-        if target.facts.role != "slave" {
-            may_write(&session, contents).await?;
-        }
         Ok(target)
-    }
-}
-
-/// Would the server take a key and a library from this user, now? Commands that cannot succeed say so before anything is flushed:
-/// rights, memory and the server's disk are looked at before what they are to write.
-async fn may_write(session: &Session, contents: &Contents) -> Result<(), RedisError> {
-    let refused =
-        |text: &str| ["NOPERM", "OOM", "MISCONF", "READONLY", "NOREPLICAS"].iter().any(|code| text.starts_with(code));
-    session.ask::<()>(&["SELECT", "0"]).await?;
-    match session.ask::<()>(&["RESTORE", PROBE, "0", "none"]).await {
-        Err(RedisError::Said { text, .. }) if !refused(&text) => {}
-        Err(error) => return Err(error),
-        Ok(()) => {}
-    }
-    if contents.functions.is_empty() {
-        return Ok(());
-    }
-    match session.ask::<()>(&["FUNCTION", "LOAD", ""]).await {
-        Err(RedisError::Said { text, .. }) if !refused(&text) => Ok(()),
-        other => other,
     }
 }
 

@@ -35,6 +35,8 @@ use crate::{
 const MOST_SAVING: Duration = Duration::from_secs(6 * 3600);
 /// What lets a server hand over its data without a file.
 pub(super) const DISKLESS_SETTING: &str = "repl-diskless-sync";
+/// A key that is never written.
+const PROBE: &str = "altlas-backup:probe";
 /// How often a save is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long it may take to find out what a failed restore left.
@@ -135,6 +137,7 @@ impl RedisRestore {
             let hint = "stop whatever else writes to it".to_owned();
             return Err(SourceError::Refused { refusals: vec![Refusal { what, hint }] });
         }
+        may_write(&session, &self.contents).await?;
         if !there.is_empty() {
             let progress = self.snapshot.progress();
             progress.set_phase("reading the backup");
@@ -354,6 +357,7 @@ impl RedisRestore {
             }
             Ok::<_, RedisError>(held)
         };
+        let again = "where it holds keys, a new restore needs `--overwrite`";
         match tokio::time::timeout(MOST_LOOKING, looking).await {
             Ok(Ok(there)) => {
                 left.push(format!("it now holds {}", held(&there)));
@@ -361,13 +365,33 @@ impl RedisRestore {
                     left.push("to try again, use `--overwrite`".into());
                 }
             }
-            Ok(Err(error)) => left.push(format!("what it holds now is not known ({error})")),
-            Err(_) => left.push("what it holds now is not known: it does not answer".into()),
+            Ok(Err(error)) => left.push(format!("what it holds now is not known ({error}); {again}")),
+            Err(_) => left.push(format!("what it holds now is not known, for it does not answer; {again}")),
         }
         if self.changed.load(Ordering::Relaxed) {
             left.push(format!("its `{DISKLESS_SETTING}` was set to yes, and is to be set back to no"));
         }
         left.join("; ")
+    }
+}
+
+/// Would the server take a key and a library from this user, now? Commands that cannot succeed say so before anything is flushed:
+/// rights, memory and the server's disk are looked at before what they are to write.
+async fn may_write(session: &Session, contents: &Contents) -> Result<(), RedisError> {
+    let refused =
+        |text: &str| ["NOPERM", "OOM", "MISCONF", "READONLY", "NOREPLICAS"].iter().any(|code| text.starts_with(code));
+    session.ask::<()>(&["SELECT", "0"]).await?;
+    match session.ask::<()>(&["RESTORE", PROBE, "0", "none"]).await {
+        Err(RedisError::Said { text, .. }) if !refused(&text) => {}
+        Err(error) => return Err(error),
+        Ok(()) => {}
+    }
+    if contents.functions.is_empty() {
+        return Ok(());
+    }
+    match session.ask::<()>(&["FUNCTION", "LOAD", ""]).await {
+        Err(RedisError::Said { text, .. }) if !refused(&text) => Ok(()),
+        other => other,
     }
 }
 
