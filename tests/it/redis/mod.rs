@@ -2,6 +2,7 @@
 
 mod acl;
 mod by_hand;
+mod careful;
 mod corruption;
 mod cuts;
 mod failures;

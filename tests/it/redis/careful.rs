@@ -1,0 +1,112 @@
+//! Nothing is flushed that could have been known to be in vain, and nothing is said that was not looked at.
+
+use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+
+use super::{DISKLESS, TARGET, back_up, initialised, restore, restore_at, save_once};
+use crate::support::{
+    binary::Output,
+    mode::Mode,
+    redis::{Redis, RedisVersion},
+    workspace::Workspace,
+};
+
+/// A backup of 500 keys, and a target that holds one of another kind.
+fn backup_and_target(lines: &[&str]) -> (Workspace, Redis) {
+    let source = Redis::start_with(RedisVersion::V70, DISKLESS);
+    source.fill("many", 20_000, 1);
+    let workspace = initialised(Mode::Clear, &source);
+    back_up(&workspace);
+    let target = Redis::start_with(RedisVersion::V70, &[TARGET, lines].concat());
+    target.command(&["SET", "precious", "old"]);
+    (workspace, target)
+}
+
+/// The old key is still there.
+#[track_caller]
+fn assert_untouched(target: &Redis, output: &Output) {
+    assert_eq!(target.command(&["GET", "precious"]), "old", "{}", output.text());
+    assert_eq!(target.keys(), 1, "{}", output.text());
+    assert!(!output.stderr.contains("the target took"), "nothing was begun\n{}", output.text());
+}
+
+#[test]
+fn a_user_that_may_flush_and_not_restore() {
+    let (workspace, target) = backup_and_target(&[]);
+    for rules in ["~* +@all -restore", "~other:* +@all"] {
+        target.acl_user("half", "its-password", rules);
+        let output = restore_at(&workspace, &target.url_as("half"), "its-password", &["--overwrite"]).output();
+        assert_untouched(&target, &output.assert_error(1, &["NOPERM"]));
+    }
+}
+
+#[test]
+fn a_backup_that_is_damaged() {
+    let (workspace, target) = backup_and_target(&[]);
+    let parts = workspace.objects().into_iter().filter(|(key, _)| key.contains("/parts/"));
+    let (key, mut bytes) = parts.max_by_key(|(_, bytes)| bytes.len()).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    let path = workspace.repository_folder().join(key);
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    let output = restore(&workspace, &target, &["--overwrite"]).output();
+    assert_untouched(&target, &output.assert_error(1, &["/parts/"]));
+}
+
+#[test]
+fn a_target_without_room() {
+    let (workspace, target) = backup_and_target(&["maxmemory 1500kb"]);
+    let output = restore(&workspace, &target, &["--overwrite"]).output();
+    // Too small for the data as the plan sees it, or full already.
+    assert!(matches!(output.code, Some(1 | 6)), "{}", output.text());
+    assert!(output.stderr.contains("maxmemory"), "{}", output.text());
+    assert_untouched(&target, &output);
+}
+
+/// What is there is what is told: nothing, where the time of every key was over.
+#[test]
+fn a_cache_whose_time_is_over() {
+    let source = Redis::start_with(RedisVersion::V70, DISKLESS);
+    for n in 0..50 {
+        source.command(&["SET", &format!("cache:{n}"), "value", "PX", "3000"]);
+    }
+    source.command(&["SET", "stays", "value"]);
+    let workspace = initialised(Mode::Clear, &source);
+    assert_eq!(back_up(&workspace)["rows"], 51);
+    std::thread::sleep(Duration::from_secs(4));
+    let target = Redis::start_with(RedisVersion::V70, TARGET);
+    let restored = restore(&workspace, &target, &["--json"]).ok().json();
+    let source = &restored["sources"][0][1];
+    assert_eq!(source["items"][0]["rows"], 1, "{restored}");
+    assert_eq!(source["items"][0]["compared"], "same", "{restored}");
+    assert!(source["notes"].to_string().contains("50 of 51 keys are not there"), "{restored}");
+}
+
+/// Where nobody may look, nothing is said of files.
+#[test]
+fn a_target_that_does_not_tell_its_settings() {
+    let (workspace, target) = backup_and_target(&[]);
+    target.command(&["FLUSHALL"]);
+    target.acl_user("blind", "its-password", "~* +@all -config");
+    let output = restore_at(&workspace, &target.url_as("blind"), "its-password", &[]).output().assert_code(4);
+    assert!(output.stderr.contains("whether the target keeps its data on disk is not known"), "{}", output.text());
+    assert_eq!(target.keys(), 20_000);
+}
+
+/// A server whose folder breaks after a save that went well fails the dump, and it is said what that did to it.
+#[test]
+fn a_failed_dump_says_what_it_did() {
+    let server = Redis::start_without_rights(RedisVersion::V70, &["repl-diskless-sync no"]);
+    server.fill("altlas", 100, 2);
+    save_once(&server);
+    let rights = |mode| fs::set_permissions(server.folder(), fs::Permissions::from_mode(mode)).unwrap();
+    rights(0o500);
+    let workspace = initialised(Mode::Clear, &server);
+    let output = workspace.run(&["backup"]).output();
+    rights(0o700);
+    let output = output.assert_error(1, &["refuses writes", "stop-writes-on-bgsave-error"]);
+    assert!(output.stderr.contains("the next save that goes well"), "{}", output.text());
+    // As the hint says.
+    save_once(&server);
+    server.command(&["SET", "written", "again"]);
+}
