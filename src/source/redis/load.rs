@@ -372,25 +372,32 @@ async fn write(
             Err(_) => Batch { bytes: command(&[b"TIME"]), about: vec![About::Time], open: false },
         };
         open = batch.open;
-        sent.set(None);
         for about_one in batch.about {
             if about.send(about_one).await.is_err() {
                 // The reader has failed, and says why.
                 return Ok(());
             }
         }
+        sent.set(None);
         writing.send("restoring", &batch.bytes).await?;
         sent.set((!open).then(Instant::now));
     }
 }
 
-/// Since when everything that is to be answered is sent; nothing while a command is on its way, which may take its time.
+/// Since when everything that is to be answered is sent, or the last answer came; nothing while a command is on its way, which may
+/// take its time.
 #[derive(Default)]
 struct Sent(Mutex<Option<Instant>>);
 
 impl Sent {
     fn set(&self, at: Option<Instant>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    fn answered(&self) {
+        if let Some(since) = self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            *since = Instant::now();
+        }
     }
 
     fn for_too_long(&self) -> bool {
@@ -417,7 +424,11 @@ async fn read(
                 }
             }
         }
-        match reading.reply("restoring").await? {
+        let reply = reading.reply("restoring").await?;
+        sent.answered();
+        match reply {
+            // Only asked so that the connection is not closed.
+            Reply::Error(_) if matches!(about, About::Time) => {}
             Reply::Error(text) => {
                 return Err(RedisError::Refused { server: server.to_owned(), what: about.words(), text });
             }
