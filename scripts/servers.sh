@@ -24,7 +24,8 @@ folder=
 cleanup() {
     trap '' INT TERM HUP
     local data job
-    for job in $(jobs -p); do end "$job"; done
+    # The last first: a client whose server goes before it would say so.
+    for job in $(jobs -p | tac); do end "$job"; done
     if [[ -n "$folder" ]]; then
         for data in "$folder"/*/data; do
             if [[ -s "$data/postmaster.pid" ]]; then
