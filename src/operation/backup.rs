@@ -1,10 +1,10 @@
 //! One backup: cut, transfer, commit.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 
 use super::{Context, Error};
 use crate::{
@@ -153,11 +153,12 @@ async fn capture<'a>(
     order.sort_by_key(|index| configs[*index].settings.cut_rank());
     let mut outcomes: Vec<Option<Result<Transferred, Error>>> = configs.iter().map(|_| None).collect();
     let mut moving = JoinSet::new();
+    let mut tasks = HashMap::new();
     context.progress.set_phase("taking snapshots");
     for index in order {
         // Each holds a writer for as long as it moves; more cuts than there are writers would be held open in vain.
         while moving.len() >= pipeline.writers() {
-            settle(&mut outcomes, moving.join_next().await);
+            settle(&mut outcomes, &tasks, moving.join_next_with_id().await);
         }
         let config = configs[index];
         let cut = match context.source(config) {
@@ -167,24 +168,33 @@ async fn capture<'a>(
         match cut {
             Ok(capture) => {
                 let (config, pipeline) = (config.clone(), pipeline.clone());
-                moving.spawn(async move { (index, transfer(&config, capture, &pipeline).await) });
+                let task = moving.spawn(async move { transfer(&config, capture, &pipeline).await });
+                tasks.insert(task.id(), index);
             }
             Err(error) => outcomes[index] = Some(Err(error)),
         }
     }
-    while let Some(ended) = moving.join_next().await {
-        settle(&mut outcomes, Some(ended));
+    while let Some(ended) = moving.join_next_with_id().await {
+        settle(&mut outcomes, &tasks, Some(ended));
     }
     // A task that gave nothing has panicked.
-    let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(PipelineError::Stopped.into())));
+    let of = |config: &SourceConfig| named(config, PipelineError::Stopped.into());
+    let outcomes =
+        outcomes.into_iter().zip(configs).map(|(outcome, config)| outcome.unwrap_or_else(|| Err(of(config))));
     configs.iter().copied().zip(outcomes).collect()
 }
 
-type Ended = Result<(usize, Result<Transferred, Error>), JoinError>;
+type Ended = Result<(Id, Result<Transferred, Error>), JoinError>;
 
-fn settle(outcomes: &mut [Option<Result<Transferred, Error>>], ended: Option<Ended>) {
-    if let Some(Ok((index, outcome))) = ended {
-        outcomes[index] = Some(outcome);
+fn settle(outcomes: &mut [Option<Result<Transferred, Error>>], tasks: &HashMap<Id, usize>, ended: Option<Ended>) {
+    match ended {
+        Some(Ok((id, outcome))) => {
+            if let Some(slot) = tasks.get(&id).and_then(|index| outcomes.get_mut(*index)) {
+                *slot = Some(outcome);
+            }
+        }
+        Some(Err(error)) => tracing::error!("a task of the backup ended: {error}"),
+        None => {}
     }
 }
 

@@ -14,7 +14,7 @@ pub(super) const MIN_PART: u64 = 2 * 1024 * 1024;
 const TARGET_PART: u64 = 8 * 1024 * 1024;
 
 /// The policy in words, for `epoch.json`.
-pub const CUT_POLICY: &str = "rows; after a row whose XXH3-128 falls below its share of 6 MiB; other streams by a rolling hash of 64 bytes; at least 2 MiB, at most 32 MiB";
+pub const CUT_POLICY: &str = "rows; after a row whose XXH3-128 falls below its share of 6 MiB; other streams by a rolling hash of 64 bytes, at most 7 MiB; at least 2 MiB, at most 32 MiB";
 
 /// Is there a cut after this row? `len` is the row's length with its line end, `part` the part's with the row.
 fn cut_after(part: u64, len: u64, hash: u128) -> bool {
@@ -84,6 +84,10 @@ pub(super) struct Piece {
     /// Its last row goes on in the next piece.
     pub(super) continues: bool,
 }
+
+/// The longest piece of a stream without rows. With what is offered at once it needs no more room than a writer begins with: one that
+/// waits for room while others grow would keep its source waiting, which may not wait.
+const MAX_SLICE: usize = 7 * 1024 * 1024;
 
 /// Finds cuts in a stream without rows: a gear hash, whose 64 bits remember as many bytes. Its table is of the epoch, so that the
 /// lengths of parts tell nothing to those who know what is stored.
@@ -156,7 +160,11 @@ impl Cutter {
     pub(super) fn take(&mut self, bytes: &[u8]) -> (usize, Option<Piece>) {
         let mut taken = 0;
         while taken < bytes.len() {
-            let room = (MAX_PART as usize).saturating_sub(self.piece.len());
+            let most = match self.policy {
+                Policy::Rows(_) => MAX_PART as usize,
+                Policy::Slices(_) => MAX_SLICE,
+            };
+            let room = most.saturating_sub(self.piece.len());
             if room == 0 {
                 return (taken, Some(self.full()));
             }
@@ -286,10 +294,10 @@ mod tests {
         assert!(fingerprint.is_none() && pieces.iter().all(|piece| piece.rows == 0 && !piece.continues));
         assert_eq!(pieces.iter().flat_map(|p| p.bytes.clone()).collect::<Vec<_>>(), bytes);
         let (last, whole) = pieces.split_last().unwrap();
-        assert!(whole.iter().all(|p| p.bytes.len() as u64 >= MIN_PART && p.bytes.len() as u64 <= MAX_PART));
-        assert!(last.bytes.len() as u64 <= MAX_PART);
+        assert!(whole.iter().all(|p| p.bytes.len() as u64 >= MIN_PART && p.bytes.len() <= MAX_SLICE));
+        assert!(last.bytes.len() <= MAX_SLICE);
         let mean = (bytes.len() / pieces.len()) as u64;
-        assert!((TARGET_PART / 2..TARGET_PART * 2).contains(&mean), "mean {mean}");
+        assert!((TARGET_PART / 2..TARGET_PART).contains(&mean), "mean {mean}");
         assert_eq!(cut_by(Cutter::slices(7), &bytes, 999).0, pieces);
         assert_ne!(cut_by(Cutter::slices(8), &bytes, 999).0, pieces, "another epoch, other cuts");
         let (longer, _) = cut_by(Cutter::slices(7), &[b"something before".as_slice(), &bytes].concat(), 4096);
@@ -297,7 +305,7 @@ mod tests {
         assert!(pieces.len() > 4 && same + 2 >= pieces.len(), "{same} of {} survived", pieces.len());
         // The same byte for ever has no cut: a part is as long as it may be.
         let (same, _) = cut_by(Cutter::slices(7), &vec![0; MAX_PART as usize + 10], 1 << 20);
-        assert!(same.iter().all(|piece| piece.bytes.len() as u64 <= MAX_PART), "{}", same.len());
+        assert!(same.iter().all(|piece| piece.bytes.len() <= MAX_SLICE), "{}", same.len());
     }
 
     #[test]

@@ -4,7 +4,10 @@
 //! no further than its end; one writes into the pipeline. The end of the file is where the walk ends, not where a mark is found: a mark's
 //! bytes may be in a value, or split over two reads.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -69,13 +72,16 @@ impl RedisCapture {
     }
 }
 
+/// How long it may take to look at a server after a failed dump.
+const AFTERMATH: Duration = Duration::from_secs(10);
+
 /// A failed save may have made the server refuse writes: that is said.
 async fn aftermath(server: &Server, form: Form, error: RedisError) -> RedisError {
     if form != Form::Disk {
         return error;
     }
-    let Ok(session) = server.session().await else { return error };
-    let Ok(facts) = Facts::ask(server, &session).await else { return error };
+    let looking = async { Facts::ask(server, &server.session().await?).await };
+    let Ok(Ok(facts)) = tokio::time::timeout(AFTERMATH, looking).await else { return error };
     let failed = facts.saving.as_ref().is_some_and(|saving| !saving.last_ok);
     let stops = facts.settings.as_ref().is_none_or(|settings| settings.stop_writes_on_save_error);
     match (failed, stops) {

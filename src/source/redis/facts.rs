@@ -119,9 +119,23 @@ impl Info {
     pub(super) fn saving(&self) -> Saving {
         Saving {
             last_ok: self.get("rdb_last_bgsave_status") == "ok",
-            // -1 until the first one has finished.
-            saved_since_start: self.get("rdb_last_bgsave_time_sec").parse::<i64>().is_ok_and(|seconds| seconds >= 0),
+            saved_since_start: self.saved_since_start(),
             in_progress: self.get("rdb_bgsave_in_progress") != "0",
+        }
+    }
+
+    /// To its disk: `rdb_last_bgsave_time_sec` also tells of dumps without a file (seen on 7.0).
+    fn saved_since_start(&self) -> bool {
+        match self.get("rdb_saves").parse::<u64>() {
+            // It counts a save when it begins.
+            Ok(1) => self.get("rdb_bgsave_in_progress") == "0",
+            Ok(saves) => saves > 1,
+            // Before 7.0: the time of the last save is that of the start until there was one.
+            Err(_) => {
+                let started =
+                    (self.number("server_time_usec") / 1_000_000).saturating_sub(self.number("uptime_in_seconds"));
+                started > 0 && self.number("rdb_last_save_time") > started
+            }
         }
     }
 
@@ -260,5 +274,15 @@ mod tests {
         assert_eq!(info.keys(), BTreeMap::from([(0, 12), (15, 1)]));
         let saving = info.saving();
         assert!(saving.last_ok && !saving.saved_since_start && !saving.in_progress);
+        for (fields, saved) in [
+            ("rdb_saves:0\nrdb_last_bgsave_time_sec:3\nrdb_bgsave_in_progress:0", false),
+            ("rdb_saves:1\nrdb_bgsave_in_progress:1", false),
+            ("rdb_saves:1\nrdb_bgsave_in_progress:0", true),
+            ("rdb_saves:2\nrdb_bgsave_in_progress:1", true),
+            ("server_time_usec:1795485765865372\nuptime_in_seconds:60\nrdb_last_save_time:1795485705", false),
+            ("server_time_usec:1795485765865372\nuptime_in_seconds:60\nrdb_last_save_time:1795485730", true),
+        ] {
+            assert_eq!(Info::parse(fields).saving().saved_since_start, saved, "{fields}");
+        }
     }
 }

@@ -153,7 +153,7 @@ pub(super) fn open(
     (loader, Connections { tasks, taken: Arc::default(), server: server.name() })
 }
 
-fn stopped() -> String {
+pub(super) fn stopped() -> String {
     "the restore has stopped".to_owned()
 }
 
@@ -322,7 +322,7 @@ impl Connections {
                 let Wire { reading, writing } = wire;
                 let (about, answers) = mpsc::channel(UNANSWERED);
                 let sent = Sent::default();
-                let mut written = std::pin::pin!(write(writing, batches, about, &sent));
+                let mut written = std::pin::pin!(write(writing, batches, about, &sent, &server));
                 let mut answered = std::pin::pin!(read(reading, answers, &taken, &server, &sent));
                 tokio::select! {
                     biased;
@@ -362,14 +362,30 @@ async fn write(
     mut batches: mpsc::Receiver<Batch>,
     about: mpsc::Sender<About>,
     sent: &Sent,
+    server: &str,
 ) -> Result<(), RedisError> {
     let mut open = false;
     loop {
         let batch = match tokio::time::timeout(IDLE, batches.recv()).await {
+            Ok(None) if open => {
+                // Who should have sent the rest has failed, and says why.
+                return Err(RedisError::Broken {
+                    server: server.to_owned(),
+                    what: "restoring".into(),
+                    detail: stopped(),
+                });
+            }
             Ok(None) => return Ok(()),
             Ok(Some(batch)) => batch,
             Err(_) if open => continue,
-            Err(_) => Batch { bytes: command(&[b"TIME"]), about: vec![About::Time], open: false },
+            Err(_) => {
+                // Answers that are waited for are waited for since the last command that was no such.
+                if about.send(About::Time).await.is_err() {
+                    return Ok(());
+                }
+                writing.send("restoring", &command(&[b"TIME"])).await?;
+                continue;
+            }
         };
         open = batch.open;
         for about_one in batch.about {

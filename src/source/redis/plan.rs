@@ -175,7 +175,7 @@ fn refusals(detail: &Detail, target: &Target, request: &RestoreRequest, raw: u64
             "raise `proto-max-bulk-len` of the target, or restore by `--to-rdb FILE`",
         );
     }
-    if facts.max_memory > 0 && facts.max_memory < raw && facts.eviction == "noeviction" {
+    if facts.max_memory > 0 && facts.max_memory < raw {
         refuse(
             format!(
                 "{name} takes {} of data at most (`maxmemory`), and the dump is {}",

@@ -21,9 +21,11 @@ use super::{
     form::{self, Form, NoForm},
     load,
     plan::{held, keys_of},
+    rdb::{self, RdbError},
     server::{Server, Session},
     tally::{ByMinute, Contents, Tally},
     walk::walk_artifact,
+    wire::Wire,
 };
 use crate::{
     pipeline::SnapshotReader,
@@ -102,11 +104,17 @@ impl RedisRestore {
         let now = milliseconds(Timestamp::now());
         let (bytes, expected) = self.load(now, taken).await?;
         // One that had been idle all the while might have been closed.
-        let session = self.server.session().await?;
-        let saved = self.save(&session).await;
+        let saved = self.save(&self.server.session().await?).await;
         let mut restored = Restored { unit: "database", ..Restored::default() };
-        let compared = self.compare(&session, now, &expected, &mut restored.notes).await?;
-        saved?;
+        let compared = match (self.compare(now, &expected, &mut restored.notes).await, saved) {
+            (Ok(compared), Ok(())) => compared,
+            (Ok(_), Err(not_saved)) => return Err(not_saved.into()),
+            (Err(error), Ok(())) => return Err(error),
+            (Err(error), Err(not_saved)) => {
+                tracing::warn!("{not_saved}");
+                return Err(error);
+            }
+        };
         let (mut gone, session) = (0, self.server.session().await?);
         for (db, keys) in self.contents.databases() {
             let bytes = bytes.get(&db).copied().unwrap_or(0);
@@ -114,16 +122,48 @@ impl RedisRestore {
             gone += keys.saturating_sub(there);
             restored.items.push(RestoredItem { name: format!("db {db}"), rows: there, bytes, compared });
         }
+        restored.notes.extend(self.evicted(&session).await);
         if gone > 0 {
-            let all = self.contents.databases().values().sum();
-            let note = format!("{gone} of {} are not there: their time was over", report::count(all, "key"));
-            restored.notes.push(note);
+            let all = report::count(self.contents.databases().values().sum(), "key");
+            let why = if compared == Compared::Same { ": their time was over" } else { "" };
+            restored.notes.push(format!("{gone} of {all} are not there{why}"));
         }
         Ok(restored)
     }
 
-    /// What is in the way now. Where it will be flushed, the whole backup is read first: there is no way back.
-    async fn look_again(&self) -> Result<BTreeMap<u64, u64>, SourceError> {
+    /// That the target has thrown keys away since the plan, in words.
+    async fn evicted(&self, session: &Session) -> Option<String> {
+        let evicted = Facts::ask(&self.server, session).await.ok()?.evicted.checked_sub(self.facts.evicted)?;
+        let keys = report::count(evicted, "key");
+        (evicted > 0).then(|| format!("it has evicted {keys} meanwhile, since its `maxmemory` is too small"))
+    }
+
+    /// What is in the way. Where it will be flushed, the whole backup is read first: there is no way back.
+    async fn look_again(&self, rdb: u16) -> Result<BTreeMap<u64, u64>, SourceError> {
+        let there = self.in_the_way().await?;
+        if !there.is_empty() && !self.overwrite {
+            let what = format!("{} holds {} since it was looked at", self.server.name(), held(&there));
+            let hint = "stop whatever else writes to it".to_owned();
+            return Err(SourceError::Refused { refusals: vec![Refusal { what, hint }] });
+        }
+        let mut libraries = Vec::new();
+        if !there.is_empty() {
+            let progress = self.snapshot.progress();
+            progress.set_phase("reading the backup");
+            let artifact = self.snapshot.artifact(PATH)?;
+            let reading = Reading { tally: Tally::new(None), libraries };
+            let walked = walk_artifact(&self.snapshot, artifact, reading, None).await?.visitor;
+            self.is_what_was_captured(&walked.tally.finish().0)?;
+            libraries = walked.libraries;
+            progress.raw.store(0, Ordering::Relaxed);
+        }
+        // Reading takes its time: what matters is how things are now.
+        may_write(&self.server, rdb, !self.contents.functions.is_empty()).await?;
+        self.replace_libraries(&libraries).await?;
+        Ok(self.in_the_way().await?)
+    }
+
+    async fn in_the_way(&self) -> Result<BTreeMap<u64, u64>, RedisError> {
         let session = self.server.session().await?;
         let mut there = BTreeMap::new();
         for db in self.contents.databases().into_keys() {
@@ -132,21 +172,22 @@ impl RedisRestore {
                 there.insert(db, keys);
             }
         }
-        if !there.is_empty() && !self.overwrite {
-            let what = format!("{} holds {} since it was looked at", self.server.name(), held(&there));
-            let hint = "stop whatever else writes to it".to_owned();
-            return Err(SourceError::Refused { refusals: vec![Refusal { what, hint }] });
-        }
-        may_write(&session, &self.contents).await?;
-        if !there.is_empty() {
-            let progress = self.snapshot.progress();
-            progress.set_phase("reading the backup");
-            let artifact = self.snapshot.artifact(PATH)?;
-            let walked = walk_artifact(&self.snapshot, artifact, Tally::new(None), None).await?;
-            self.is_what_was_captured(&walked.visitor.finish().0)?;
-            progress.raw.store(0, Ordering::Relaxed);
-        }
         Ok(there)
+    }
+
+    /// Libraries before anything is flushed: one that the target does not take (another library has a function of that name) would
+    /// end the restore after it.
+    async fn replace_libraries(&self, libraries: &[Vec<u8>]) -> Result<(), RedisError> {
+        if libraries.is_empty() {
+            return Ok(());
+        }
+        let mut wire = Wire::connect(&self.server).await?;
+        for source in libraries {
+            let arguments = [b"FUNCTION".as_slice(), b"LOAD", b"REPLACE", source];
+            wire.ask("loading a function library", &arguments).await?;
+            self.begun.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     async fn flush(&self, databases: &BTreeMap<u64, u64>) -> Result<(), RedisError> {
@@ -177,7 +218,7 @@ impl RedisRestore {
         let Some(rdb) = self.rdb else {
             return Err(RedisError::Detail { detail: "the dump cannot be read key by key".into() }.into());
         };
-        let in_the_way = self.look_again().await?;
+        let in_the_way = self.look_again(rdb).await?;
         // A server that takes no connections from us is not flushed.
         let wires = load::connect(&self.server).await?;
         self.flush(&in_the_way).await?;
@@ -191,11 +232,10 @@ impl RedisRestore {
             let mut loader = walk_artifact(&self.snapshot, artifact, loader, None).await?.visitor;
             // The last batch; on a thread, since it may have to wait.
             let flushed = tokio::task::spawn_blocking(move || loader.flush().map(|()| loader)).await;
-            let loader = flushed.ok().and_then(Result::ok).ok_or_else(|| RedisError::Broken {
-                server: self.server.name(),
-                what: "restoring".into(),
-                detail: "stopped".into(),
-            })?;
+            let Some(loader) = flushed.ok().and_then(Result::ok) else {
+                let error = RdbError::Stopped(load::stopped());
+                return Err(RedisError::Rdb { server: "the backup".into(), error }.into());
+            };
             Ok::<_, SourceError>((loader.bytes, loader.tally.finish()))
         };
         // The target's refusal comes first: that the walk stopped is an echo of it.
@@ -203,7 +243,11 @@ impl RedisRestore {
         match (sent, walked) {
             (Err(refused @ RedisError::Refused { .. }), _) => Err(refused.into()),
             (Err(broken), Ok(_)) => Err(broken.into()),
-            (Err(broken), Err(SourceError::Redis(_))) => Err(broken.into()),
+            (Err(broken), Err(SourceError::Redis(RedisError::Rdb { error: RdbError::Stopped(what), .. })))
+                if what == load::stopped() =>
+            {
+                Err(broken.into())
+            }
             (_, Err(error)) => Err(error),
             (Ok(()), Ok((bytes, (contents, by_minute)))) => {
                 self.is_what_was_captured(&contents)?;
@@ -260,14 +304,9 @@ impl RedisRestore {
     }
 
     /// Takes a dump back, and compares what lives on.
-    async fn compare(
-        &self,
-        session: &Session,
-        now: u64,
-        expected: &ByMinute,
-        notes: &mut Vec<String>,
-    ) -> Result<Compared, SourceError> {
+    async fn compare(&self, now: u64, expected: &ByMinute, notes: &mut Vec<String>) -> Result<Compared, SourceError> {
         self.snapshot.progress().set_phase("comparing");
+        let session = &self.server.session().await?;
         let dump = match self.dump_back(session).await {
             Ok(dump) => dump,
             Err(error @ RedisError::NoForm { .. }) => {
@@ -282,7 +321,7 @@ impl RedisRestore {
             Err(error) => return Err(error.into()),
         };
         // Its clock decides what has expired.
-        let at = match session.ask::<(u64, u64)>(&["TIME"]).await {
+        let at = match self.server.session().await?.ask::<(u64, u64)>(&["TIME"]).await {
             Ok((seconds, microseconds)) => seconds * 1000 + microseconds / 1000,
             Err(RedisError::Said { .. }) => milliseconds(Timestamp::now()),
             Err(error) => return Err(error.into()),
@@ -299,11 +338,8 @@ impl RedisRestore {
         };
         differences.extend(self.contents.missing_functions(&contents));
         if !differences.is_empty() {
-            let evicted = Facts::ask(&self.server, &self.server.session().await?).await?.evicted;
-            if evicted > self.facts.evicted {
-                let evicted = report::count(evicted - self.facts.evicted, "key");
-                differences
-                    .insert(0, format!("it has evicted {evicted} meanwhile, since its `maxmemory` is too small"));
+            if let Some(evicted) = self.evicted(&self.server.session().await?).await {
+                differences.insert(0, evicted);
             }
             return Err(RedisError::Differs { server: self.server.name(), differences }.into());
         }
@@ -315,6 +351,11 @@ impl RedisRestore {
                     n => format!("{n} keys, or fields of hashes,"),
                 }
             ));
+        }
+        let all: u64 = self.contents.databases().values().sum();
+        if left_out >= all && all > 0 {
+            notes.push("nothing was left to compare".into());
+            return Ok(Compared::Inconclusive);
         }
         Ok(Compared::Same)
     }
@@ -329,17 +370,22 @@ impl RedisRestore {
         let (NoForm::KeepsNone, Some(settings)) = (reason, facts.settings) else {
             return Err(RedisError::NoForm { server: self.server.name(), reason });
         };
-        session.ask::<()>(&["CONFIG", "SET", DISKLESS_SETTING, "yes"]).await?;
         self.changed.store(true, Ordering::Relaxed);
+        if let Err(error) = session.ask::<()>(&["CONFIG", "SET", DISKLESS_SETTING, "yes"]).await {
+            // Only where it said no is it known not to be set.
+            self.changed.store(!matches!(error, RedisError::Said { .. }), Ordering::Relaxed);
+            return Err(error);
+        }
         let dump = Dump::request(&self.server, Form::Diskless { repl_timeout: settings.repl_timeout }).await;
-        self.change_back(session).await?;
+        self.change_back().await?;
         dump
     }
 
-    /// The target's setting is as it was.
-    async fn change_back(&self, session: &Session) -> Result<(), RedisError> {
-        if self.changed.swap(false, Ordering::Relaxed) {
-            session.ask::<()>(&["CONFIG", "SET", DISKLESS_SETTING, "no"]).await?;
+    /// The target's setting is as it was. On a connection of its own: waiting for a dump may have let the others be closed.
+    async fn change_back(&self) -> Result<(), RedisError> {
+        if self.changed.load(Ordering::Relaxed) {
+            self.server.session().await?.ask::<()>(&["CONFIG", "SET", DISKLESS_SETTING, "no"]).await?;
+            self.changed.store(false, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -347,10 +393,10 @@ impl RedisRestore {
     /// What is in the target after a failure, in words.
     async fn left(&self, taken: u64) -> String {
         let of: u64 = self.contents.databases().values().sum();
-        let mut left = vec![format!("the target took {taken} of {}", report::count(of, "key"))];
+        let mut left = vec![format!("the target took at least {taken} of {}", report::count(of, "key"))];
         let looking = async {
             let session = self.server.session().await?;
-            self.change_back(&session).await?;
+            self.change_back().await?;
             let mut held = BTreeMap::new();
             for db in self.contents.databases().into_keys() {
                 held.insert(db, keys_of(&session, db).await?);
@@ -375,23 +421,61 @@ impl RedisRestore {
     }
 }
 
-/// Would the server take a key and a library from this user, now? Commands that cannot succeed say so before anything is flushed:
-/// rights, memory and the server's disk are looked at before what they are to write.
-async fn may_write(session: &Session, contents: &Contents) -> Result<(), RedisError> {
-    let refused =
-        |text: &str| ["NOPERM", "OOM", "MISCONF", "READONLY", "NOREPLICAS"].iter().any(|code| text.starts_with(code));
-    session.ask::<()>(&["SELECT", "0"]).await?;
-    match session.ask::<()>(&["RESTORE", PROBE, "0", "none"]).await {
-        Err(RedisError::Said { text, .. }) if !refused(&text) => {}
-        Err(error) => return Err(error),
-        Ok(()) => {}
+/// Would the server take a key and a library from this user, now? Commands that cannot succeed tell: the server looks at rights,
+/// memory, disk, version and checksum before the value, and only a value that it cannot read is wrong with this one.
+async fn may_write(server: &Server, rdb: u16, functions: bool) -> Result<(), RedisError> {
+    // Our own connection: a server that does not know the command repeats the payload, which is no text, in its error.
+    let mut wire = Wire::connect(server).await?;
+    let what = "trying whether it takes keys";
+    // A value of no type there is, otherwise whole (research A2).
+    let mut payload = vec![u8::MAX];
+    payload.extend_from_slice(&rdb.to_le_bytes());
+    let mut crc = rdb::crc64();
+    crc.update(&payload);
+    payload.extend_from_slice(&crc.finalize().to_le_bytes());
+    match wire.ask(what, &[b"RESTORE", PROBE.as_bytes(), b"0", &payload]).await {
+        Err(RedisError::Said { text, .. }) if text.contains("Bad data format") || text.starts_with("BUSYKEY") => {}
+        other => drop(other?),
     }
-    if contents.functions.is_empty() {
-        return Ok(());
+    if functions {
+        match wire.ask("trying whether it takes functions", &[b"FUNCTION", b"LOAD", b""]).await {
+            Err(RedisError::Said { text, .. }) if text.contains("library metadata") => {}
+            other => drop(other?),
+        }
     }
-    match session.ask::<()>(&["FUNCTION", "LOAD", ""]).await {
-        Err(RedisError::Said { text, .. }) if !refused(&text) => Ok(()),
-        other => other,
+    Ok(())
+}
+
+/// Reads a backup before anything is flushed: counts it, and keeps its libraries.
+struct Reading {
+    tally: Tally,
+    libraries: Vec<Vec<u8>>,
+}
+
+/// Bytes of libraries that are kept; more are not tried before.
+const MOST_LIBRARIES: usize = 16 * 1024 * 1024;
+
+impl rdb::Visitor for Reading {
+    fn aux(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
+        self.tally.aux(name, value)
+    }
+    fn function(&mut self, source: &[u8], digest: rdb::Digest) -> Result<(), String> {
+        if self.libraries.iter().map(Vec::len).sum::<usize>() + source.len() <= MOST_LIBRARIES {
+            self.libraries.push(source.to_vec());
+        }
+        self.tally.function(source, digest)
+    }
+    fn module_aux(&mut self, module: &str) -> Result<(), String> {
+        self.tally.module_aux(module)
+    }
+    fn key(&mut self, head: &rdb::KeyHead<'_>) -> Result<(), String> {
+        self.tally.key(head)
+    }
+    fn field(&mut self, expiry: u64, digest: rdb::Digest) -> Result<(), String> {
+        self.tally.field(expiry, digest)
+    }
+    fn end(&mut self, end: &rdb::KeyEnd<'_>) -> Result<(), String> {
+        self.tally.end(end)
     }
 }
 

@@ -110,3 +110,45 @@ fn a_failed_dump_says_what_it_did() {
     save_once(&server);
     server.command(&["SET", "written", "again"]);
 }
+
+/// Commands under other names, a library in the way, a server that cannot read the values: all found before anything is flushed.
+#[test]
+fn a_target_that_cannot_take_it() {
+    let source = Redis::start_with(RedisVersion::V70, DISKLESS);
+    source.command(&["SET", "key", "value"]);
+    let library = |name: &str| format!("#!lua name={name}\nredis.register_function('same', function() return 1 end)");
+    source.command(&["FUNCTION", "LOAD", &library("of_the_backup")]);
+    let workspace = initialised(Mode::Clear, &source);
+    back_up(&workspace);
+
+    let renamed = Redis::start_with(RedisVersion::V70, &[TARGET, &["rename-command RESTORE \"\""]].concat());
+    renamed.command(&["SET", "precious", "old"]);
+    let output = restore(&workspace, &renamed, &["--overwrite"]).output();
+    assert_untouched(&renamed, &output.assert_error(1, &["unknown command"]));
+
+    let another = Redis::start_with(RedisVersion::V70, TARGET);
+    another.command(&["SET", "precious", "old"]);
+    another.command(&["FUNCTION", "LOAD", &library("of_the_target")]);
+    let output = restore(&workspace, &another, &["--overwrite"]).output();
+    assert_untouched(&another, &output.assert_error(1, &["function library", "already exists"]));
+
+    // Its user may not tell its version.
+    let old = Redis::start_with(RedisVersion::V62, TARGET);
+    old.command(&["SET", "precious", "old"]);
+    old.acl_user("blind", "its-password", "~* +@all -info");
+    let output = restore_at(&workspace, &old.url_as("blind"), "its-password", &["--overwrite"]).output();
+    assert_untouched(&old, &output.assert_error(1, &["payload version"]));
+}
+
+/// What is changed in the target for the comparison is changed back, also where connections do not live long.
+#[test]
+fn a_setting_that_was_changed_is_changed_back() {
+    let source = Redis::start_with(RedisVersion::V62, DISKLESS);
+    source.fill("altlas", 50, 3);
+    let workspace = initialised(Mode::Clear, &source);
+    back_up(&workspace);
+    let lines = ["save \"\"", "repl-diskless-sync no", "repl-diskless-sync-delay 5", "timeout 2"];
+    let target = Redis::start_with(RedisVersion::V62, &lines);
+    restore(&workspace, &target, &[]).ok();
+    assert_eq!(target.setting("repl-diskless-sync"), "no");
+}

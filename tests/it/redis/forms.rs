@@ -168,3 +168,16 @@ fn two_backups_at_once() {
     assert_eq!(recorded(&workspace), 3);
     assert_at_rest(&server);
 }
+
+/// A dump without a file proves nothing of the server's folder: the next one is without a file too.
+#[test]
+fn a_dump_without_a_file_is_no_proof() {
+    for version in [RedisVersion::V70, RedisVersion::V82] {
+        let server = Redis::start_with(version, &["repl-diskless-sync-delay 0"]);
+        server.fill("altlas", 50, 9);
+        let workspace = initialised(Mode::Clear, &server);
+        back_up(&workspace);
+        back_up(&workspace);
+        assert_eq!(dumps(&server), (0, 2), "{version:?}");
+    }
+}
