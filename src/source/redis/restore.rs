@@ -23,7 +23,7 @@ use super::{
     plan::{held, keys_of},
     rdb::{self, RdbError},
     server::{Server, Session},
-    tally::{ByMinute, Contents, Tally},
+    tally::{self, ByMinute, Contents, Tally},
     walk::walk_artifact,
     wire::Wire,
 };
@@ -332,7 +332,9 @@ impl RedisRestore {
                 .push(format!("the target's dump is of RDB version {}, which this program cannot read", taken.version));
             return Ok(Compared::Inconclusive);
         };
-        let Some((mut differences, left_out)) = expected.differences(&found, &self.contents.databases(), at) else {
+        let Some(tally::Compared { mut differences, living, left_out }) =
+            expected.differences(&found, &self.contents.databases(), at)
+        else {
             notes.push("the restore took so long that keys that expire could not be told apart any more".into());
             return Ok(Compared::Inconclusive);
         };
@@ -353,7 +355,7 @@ impl RedisRestore {
             ));
         }
         let all: u64 = self.contents.databases().values().sum();
-        if left_out >= all && all > 0 {
+        if living == 0 && all > 0 {
             notes.push("nothing was left to compare".into());
             return Ok(Compared::Inconclusive);
         }

@@ -189,6 +189,17 @@ impl Class {
     }
 }
 
+/// How two servers' keys, and fields that expire by themselves, compare.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Compared {
+    /// How they differ, in words.
+    pub(super) differences: Vec<String>,
+    /// How many were compared.
+    pub(super) living: u64,
+    /// How many do not live on, and were not.
+    pub(super) left_out: u64,
+}
+
 /// Sums by the minute in which keys expire: for a comparison with a server that goes on to expire them.
 #[derive(Debug)]
 pub(super) struct ByMinute {
@@ -209,14 +220,8 @@ impl ByMinute {
         self.sums.entry((db, class)).or_default().entry(minute).or_default().add(digest);
     }
 
-    /// How `found` differs among the keys (and fields that expire by themselves) of `databases` that live on after `at`, in words;
-    /// and how many of `self` do not live on. `None` where `at` is too far off.
-    pub(super) fn differences(
-        &self,
-        found: &Self,
-        databases: &BTreeMap<u64, u64>,
-        at: u64,
-    ) -> Option<(Vec<String>, u64)> {
+    /// How `found` differs among the keys (and fields that expire by themselves) of `databases` that live on after `at`. `None` where `at` is too far off.
+    pub(super) fn differences(&self, found: &Self, databases: &BTreeMap<u64, u64>, at: u64) -> Option<Compared> {
         // A little more than the clocks' difference, so that what is about to go is on neither side.
         // A clock that is behind ours must not bring back what we took for gone.
         let after = ((at + 2000) / MINUTE + 1).max(self.first + 1);
@@ -235,14 +240,15 @@ impl ByMinute {
         let mut places: Vec<_> = self.sums.keys().chain(found.sums.keys()).copied().collect();
         places.sort_unstable();
         places.dedup();
-        let (mut differences, mut left_out) = (Vec::new(), 0);
+        let mut compared = Compared::default();
         for place in places.into_iter().filter(|(db, _)| databases.contains_key(db)) {
             let ours = living(self, &place);
             let gone = self.sums.get(&place).into_iter().flat_map(|minutes| minutes.range(..after));
-            left_out += gone.map(|(_, sum)| sum.keys).sum::<u64>();
-            differences.extend(difference(place, "", ours, living(found, &place)));
+            compared.left_out += gone.map(|(_, sum)| sum.keys).sum::<u64>();
+            compared.living += ours.keys;
+            compared.differences.extend(difference(place, "", ours, living(found, &place)));
         }
-        Some((differences, left_out))
+        Some(compared)
     }
 }
 
@@ -413,8 +419,8 @@ mod tests {
         ]);
         let databases = BTreeMap::from([(0, 5)]);
         let same = ours.differences(&theirs, &databases, 12 * MINUTE + 10).unwrap();
-        assert_eq!(same, (vec![], 2));
-        let (differences, _) = ours.differences(&theirs, &databases, 11 * MINUTE).unwrap();
+        assert_eq!(same, Compared { differences: vec![], living: 3, left_out: 2 });
+        let Compared { differences, .. } = ours.differences(&theirs, &databases, 11 * MINUTE).unwrap();
         assert_eq!(differences, ["db 0: 3 strings instead of 4"]);
         assert!(ours.differences(&theirs, &databases, 60 * 60 * 60 * 1000).is_none());
     }
