@@ -8,14 +8,16 @@ use toml::de::DeTable;
 
 use crate::crypt::Recipient;
 
+use super::endpoint::{Endpoint, Form};
 use super::error::{ConfigError, Place, shown};
+use super::nats::NATS;
 use super::postgres::{POSTGRES_SECRET_HINT, PostgresUrl, url_error};
 use super::reader::{Document, Section};
-use super::redis::REDIS_SECRET_HINT;
+use super::redis::REDIS;
 use super::url::{RepositoryUrl, parse_endpoint};
 use super::{
-    Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, PasswordSource, PostgresConfig,
-    PostgresHost, RedisConfig, RedisEndpoint, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
+    Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, NatsConfig, PasswordSource, PostgresConfig,
+    PostgresHost, RedisConfig, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
     TlsMode, keys,
 };
 
@@ -212,11 +214,7 @@ fn read_source(section: &Section<'_>, name: Option<SourceName>) -> Option<Source
     let read: fn(&Section<'_>, Option<&SourceName>) -> Option<SourceSettings> = match section.required_text("kind") {
         Some("postgres") => |section, name| read_postgres(section, name).map(SourceSettings::Postgres),
         Some("redis") => |section, name| read_redis(section, name).map(SourceSettings::Redis),
-        Some(kind) if keys::PLANNED_KINDS.contains(&kind) => {
-            let what = format!("kind `{kind}` is not supported by this version");
-            section.report(ConfigError::NotSupported { at: section.at("kind"), what });
-            return None;
-        }
+        Some("nats") => |section, name| read_nats(section, name).map(SourceSettings::Nats),
         Some(kind) => {
             let hint = match keys::nearest_of(kind, keys::KINDS) {
                 Some(near) => format!("did you mean `{near}`?"),
@@ -256,19 +254,52 @@ fn read_password(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pas
 }
 
 fn read_redis(section: &Section<'_>, name: Option<&SourceName>) -> Option<RedisConfig> {
+    let endpoint = read_endpoint(section, name, &REDIS);
+    let password = read_password(section, name);
+    let allow_server_dump = section.boolean("allow_server_dump").unwrap_or(false);
+    Some(RedisConfig { endpoint: endpoint?, password: password?, allow_server_dump })
+}
+
+fn read_nats(section: &Section<'_>, name: Option<&SourceName>) -> Option<NatsConfig> {
+    let endpoint = read_endpoint(section, name, &NATS);
+    let password = read_password(section, name);
+    let token = section.path("token_file");
+    let has_user = endpoint.as_ref().map(|endpoint| endpoint.user.is_some());
+    let secret = match (token, has_user) {
+        (Some(_), Some(true)) => {
+            let hint = "a user has a password (`password_file`); without a user, a token opens the server".to_owned();
+            section.bad("token_file", "there is a user too", Some(hint));
+            None
+        }
+        (Some(_), _) if section.path("password_file").is_some() => {
+            section.bad("token_file", "there is a password too", Some("keep one of the two".to_owned()));
+            None
+        }
+        (Some(path), _) => Some(PasswordSource::File { path, key: section.at("token_file").key }),
+        (None, Some(false)) if section.path("password_file").is_some() => {
+            let hint = "name the user with `username`; a token belongs into a file named by `token_file`".to_owned();
+            section.bad("password_file", "there is no user whose password it could be", Some(hint));
+            None
+        }
+        (None, _) => password,
+    };
+    let streams = read_patterns(section, "streams", "all streams");
+    Some(NatsConfig { endpoint: endpoint?, secret: secret?, streams })
+}
+
+/// `url` and `username`.
+fn read_endpoint(section: &Section<'_>, name: Option<&SourceName>, form: &'static Form) -> Option<Endpoint> {
     let endpoint = section.required_text("url").and_then(|text| {
-        let hint = secret_hint(name, REDIS_SECRET_HINT);
-        RedisEndpoint::parse(text).map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint))).ok()
+        let hint = secret_hint(name, form.secret_hint);
+        Endpoint::parse(form, text).map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint))).ok()
     });
     let username = section.text("username").map(str::to_owned);
     if username.is_some() && endpoint.as_ref().is_some_and(|endpoint| endpoint.user.is_some()) {
         section.bad("username", "the url names a user too", Some("keep one of the two".to_owned()));
     }
-    let password = read_password(section, name);
-    let allow_server_dump = section.boolean("allow_server_dump").unwrap_or(false);
     let mut endpoint = endpoint?;
     endpoint.user = endpoint.user.or(username);
-    Some(RedisConfig { endpoint, password: password?, allow_server_dump })
+    Some(endpoint)
 }
 
 fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<PostgresConfig> {
@@ -279,7 +310,7 @@ fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pos
     let ca_file = section.path("ca_file");
     let tls = read_tls(section, url.as_ref(), ca_file.is_some());
     let password = read_password(section, name);
-    let databases = read_databases(section);
+    let databases = read_patterns(section, "databases", "all databases");
     let tools_dir = section.path("tools_dir");
     let workers = section.integer("workers", 1..=16).unwrap_or(DEFAULT_WORKERS);
     let lock_timeout = section.duration("lock_timeout", Duration::from_secs(1)..=HOUR, "1s to 1h");
@@ -320,11 +351,12 @@ fn read_tls(section: &Section<'_>, url: Option<&PostgresUrl>, has_ca: bool) -> O
     mode
 }
 
-fn read_databases(section: &Section<'_>) -> Vec<NamePattern> {
-    let texts = section.texts("databases").unwrap_or_else(|| vec!["*"]);
+/// A list of names with wildcards; everything where there is none.
+fn read_patterns(section: &Section<'_>, key: &str, all: &str) -> Vec<NamePattern> {
+    let texts = section.texts(key).unwrap_or_else(|| vec!["*"]);
     let patterns: Vec<NamePattern> = texts.iter().filter_map(|text| NamePattern::new(text)).collect();
     if patterns.is_empty() || patterns.len() < texts.len() {
-        section.bad("databases", "is empty or holds an empty name", Some("all databases: [\"*\"]".to_owned()));
+        section.bad(key, "is empty or holds an empty name", Some(format!("{all}: [\"*\"]")));
     }
     patterns
 }

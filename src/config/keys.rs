@@ -29,6 +29,8 @@ pub(super) const KEYS: &[&str] = &[
     "source.allow_server_dump",
     "source.tls",
     "source.ca_file",
+    "source.token_file",
+    "source.streams",
     "source.databases",
     "source.tools_dir",
     "source.workers",
@@ -43,23 +45,24 @@ pub(super) const PLANNED: &[(&str, &str)] = &[
     ("retention", "this version cannot remove old backups yet"),
     ("alerts", "this version cannot send alerts yet"),
     ("server", "this version has no daemon with a server yet"),
+    ("source.creds_file", "this version logs in to NATS with a user and password, or a token, only"),
 ];
 
 /// The kinds of source this version knows.
-pub(super) const KINDS: &[&str] = &["postgres", "redis"];
-/// The kinds of source that later versions will know.
-pub(super) const PLANNED_KINDS: &[&str] = &["nats"];
+pub(super) const KINDS: &[&str] = &["postgres", "redis", "nats"];
 
-/// Keys of a source that only one kind has.
-const OF_ONE_KIND: &[(&str, &[&str])] = &[
-    ("postgres", &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout"]),
-    ("redis", &["username", "allow_server_dump"]),
+/// Keys that only sources of some kinds have.
+const OF_SOME_KINDS: &[(&[&str], &[&str])] = &[
+    (&["postgres"], &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout"]),
+    (&["redis"], &["allow_server_dump"]),
+    (&["nats"], &["token_file", "streams"]),
+    (&["redis", "nats"], &["username"]),
 ];
 
-/// The kind that alone has this key of a source, if it is another than `kind`.
-pub(super) fn of_another_kind(kind: &str, name: &str) -> Option<&'static str> {
-    let owner = OF_ONE_KIND.iter().find(|(_, names)| names.contains(&name)).map(|(owner, _)| *owner);
-    owner.filter(|owner| *owner != kind)
+/// The kinds that have this key of a source, if `kind` is none of them.
+pub(super) fn of_other_kinds(kind: &str, name: &str) -> Option<&'static [&'static str]> {
+    let owners = OF_SOME_KINDS.iter().find(|(_, names)| names.contains(&name)).map(|(owners, _)| *owners);
+    owners.filter(|owners| !owners.contains(&kind))
 }
 
 /// The names directly under a table (`""` is the root), each once.

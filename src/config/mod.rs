@@ -8,9 +8,11 @@
 //! and are [`secrecy::SecretString`]s from the first moment on. No message here repeats the text of a URL, for it may hold
 //! a password that someone wrote there by mistake.
 
+mod endpoint;
 mod error;
 mod file;
 mod keys;
+mod nats;
 mod postgres;
 mod reader;
 mod redis;
@@ -20,10 +22,12 @@ mod shapes;
 mod tests;
 mod url;
 
+pub use endpoint::Endpoint;
 pub use error::{ConfigError, Place};
 pub use file::{CONFIG_VARIABLE, DEFAULT_PATHS};
+pub use nats::NatsConfig;
 pub use postgres::{NamePattern, PasswordSource, PostgresConfig, PostgresEndpoint, PostgresHost, TlsMode};
-pub use redis::{RedisConfig, RedisEndpoint};
+pub use redis::RedisConfig;
 pub use secret::{CATALOG_IDENTITY_VARIABLE, HeldIdentities, IDENTITY_VARIABLE, S3Credentials};
 pub use shapes::{
     Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, RepositoryConfig, S3Config, SourceConfig, SourceName,

@@ -270,7 +270,7 @@ pub(super) fn parse_host(host: &str) -> Result<PostgresHost, UrlProblem> {
     bad("the host is neither a name, an address nor an absolute folder")
 }
 
-/// Names of databases: literal, or with `*` (any text) and `?` (any one character).
+/// Names of databases or streams: literal, or with `*` (any text) and `?` (any one character).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamePattern(String);
 
@@ -283,7 +283,7 @@ impl NamePattern {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-    /// Without wildcards it names one database, which must exist.
+    /// Without wildcards it names one, which must exist.
     pub fn is_literal(&self) -> bool {
         !self.0.contains(['*', '?'])
     }

@@ -97,14 +97,15 @@ impl<'a> Section<'a> {
         for key in self.table.into_iter().flat_map(|table| table.keys()) {
             let name: &str = key.get_ref();
             let at = || self.doc.place(Some(key.span().start), keys::join(&self.path, name));
-            match keys::of_another_kind(kind, name) {
+            match keys::of_other_kinds(kind, name) {
                 None => {}
-                Some(_) if matches!((kind, name), ("redis", "tls" | "ca_file")) => {
-                    let what = "TLS to Redis is not supported by this version".to_owned();
+                Some(_) if matches!(name, "tls" | "ca_file") => {
+                    let what = format!("TLS to a source of kind `{kind}` is not supported by this version");
                     self.doc.report(ConfigError::NotSupported { at: at(), what });
                 }
-                Some(other) => {
-                    let problem = format!("is a key of sources of kind `{other}`, this one is of kind `{kind}`");
+                Some(others) => {
+                    let others = others.join("` or `");
+                    let problem = format!("is a key of sources of kind `{others}`, this one is of kind `{kind}`");
                     self.doc.report(ConfigError::BadValue { at: at(), problem, hint: Some("remove it".to_owned()) });
                 }
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{ConfigError, PasswordSource, PostgresConfig, RedisConfig, RepositoryUrl};
+use super::{ConfigError, NatsConfig, PasswordSource, PostgresConfig, RedisConfig, RepositoryUrl};
 use crate::crypt::Recipient;
 
 /// The zstd level of parts where none is configured: level 1 was both faster and smaller than 3 in our measurements.
@@ -118,6 +118,8 @@ pub enum SourceSettings {
     Postgres(PostgresConfig),
     /// `kind = "redis"`.
     Redis(RedisConfig),
+    /// `kind = "nats"`.
+    Nats(NatsConfig),
 }
 
 impl SourceSettings {
@@ -126,14 +128,16 @@ impl SourceSettings {
         match self {
             Self::Postgres(_) => "postgres",
             Self::Redis(_) => "redis",
+            Self::Nats(_) => "nats",
         }
     }
 
     /// When it is cut: what refers to another source comes before it.
     pub fn cut_rank(&self) -> u8 {
         match self {
-            Self::Redis(_) => 0,
-            Self::Postgres(_) => 1,
+            Self::Nats(_) => 0,
+            Self::Redis(_) => 1,
+            Self::Postgres(_) => 2,
         }
     }
 
@@ -142,6 +146,7 @@ impl SourceSettings {
         match self {
             Self::Postgres(_) => "no user table",
             Self::Redis(_) => "no key",
+            Self::Nats(_) => "no stream",
         }
     }
 
@@ -153,14 +158,16 @@ impl SourceSettings {
         match self {
             Self::Postgres(config) => Ok(Self::Postgres(config.with_url(url, password)?)),
             Self::Redis(config) => Ok(Self::Redis(config.with_url(url, password)?)),
+            Self::Nats(config) => Ok(Self::Nats(config.with_url(url, password)?)),
         }
     }
 
-    /// Where its password comes from.
+    /// Where its password or token comes from.
     pub fn password(&self) -> &PasswordSource {
         match self {
             Self::Postgres(config) => &config.password,
             Self::Redis(config) => &config.password,
+            Self::Nats(config) => &config.secret,
         }
     }
 }

@@ -76,6 +76,31 @@ fn redis_urls() {
 }
 
 #[test]
+fn nats_secrets_and_streams() {
+    let read = |more: &str| {
+        let text = format!("{FILE}[[source]]\nname = \"messages\"\nkind = \"nats\"\nurl = \"nats://nats\"\n{more}\n");
+        match &parse(&text).unwrap().sources[0].settings {
+            SourceSettings::Nats(nats) => nats.clone(),
+            other => panic!("{}", other.kind()),
+        }
+    };
+    let plain = read("");
+    assert_eq!(plain.endpoint.to_string(), "nats://nats:4222");
+    assert_eq!(plain.streams.iter().map(NamePattern::as_str).collect::<Vec<_>>(), ["*"]);
+    let variable = |name: &str| (name == "ALTLAS_BACKUP_MESSAGES_PASSWORD").then(|| "s3cret".to_owned());
+    assert_eq!(plain.secret.read(&variable).unwrap().unwrap().expose_secret(), "s3cret");
+    let file = |config: &NatsConfig| match &config.secret {
+        PasswordSource::File { path, key } => (path.display().to_string(), key.clone()),
+        other => panic!("{other:?}"),
+    };
+    let user = read("username = \"backup\"\npassword_file = \"/p\"\nstreams = [\"A\", \"KV_*\"]");
+    assert_eq!(file(&user), ("/p".into(), "source[0].password_file".into()));
+    assert_eq!(user.streams.len(), 2);
+    assert_eq!(file(&read("token_file = \"/t\"")), ("/t".into(), "source[0].token_file".into()));
+    assert_eq!(user.with_url("nats://new:1", None).unwrap().endpoint.to_string(), "nats://backup@new:1");
+}
+
+#[test]
 fn the_example_must_be_edited() {
     let error = parse(EXAMPLE).unwrap_err().to_string();
     assert!(error.contains("`repository.encryption.recipients`: [0] is not an age recipient"), "{error}");
@@ -106,8 +131,11 @@ fn keys_of(table: &toml::Table, path: &str, out: &mut Vec<String>) {
 #[test]
 fn the_example_is_valid_and_complete() {
     let config = parse(&example(EXAMPLE)).unwrap();
-    assert_eq!(config.sources_matching(&[]).unwrap().len(), 2);
-    parse(&whole_example()).unwrap();
+    assert_eq!(config.sources_matching(&[]).unwrap().len(), 3);
+    // A token stands in place of a user and a password.
+    let token = "token_file = \"/run/secrets/nats/token\"\n";
+    assert!(whole_example().contains(token));
+    parse(&whole_example().replace(token, "")).unwrap();
     let mut found = Vec::new();
     keys_of(&whole_example().parse().unwrap(), "", &mut found);
     found.sort();
@@ -141,6 +169,9 @@ fn problems_are_named() {
     let source = |more: &str| format!("{FILE}{SOURCE}{more}");
     let redis = |url: &str, more: &str| {
         format!("{FILE}[[source]]\nname = \"cache\"\nkind = \"redis\"\nurl = \"{url}\"\n{more}\n")
+    };
+    let nats = |url: &str, more: &str| {
+        format!("{FILE}[[source]]\nname = \"messages\"\nkind = \"nats\"\nurl = \"{url}\"\n{more}\n")
     };
     let url = |url: &str| format!("[repository]\nurl = \"{url}\"\n");
     let cases: Vec<(String, &str, &str)> = vec![
@@ -227,8 +258,8 @@ fn problems_are_named() {
             "`source[0].databases`: is a key of sources of kind `postgres`",
             "remove",
         ),
-        (redis("redis://c", "tls = \"disable\""), "`source[0].tls`: TLS to Redis is not supported", "remove"),
-        (source("username = \"a\"\n"), "`source[0].username`: is a key of sources of kind `redis`", "remove it"),
+        (redis("redis://c", "tls = \"disable\""), "`source[0].tls`: TLS to a source of kind `redis` is not supp", "remove"),
+        (source("username = \"a\"\n"), "`source[0].username`: is a key of sources of kind `redis` or `nats`", "remove it"),
         (redis("redis://a@c", "username = \"b\""), "`source[0].username`: the url names a user too", "keep one"),
         (redis("rediss://c", ""), "`source[0].url`: TLS to Redis is not supported by this version", ""),
         (redis("redis://u:hunter2@c", ""), "`source[0].url`: the url holds a secret", "ALTLAS_BACKUP_CACHE_PASSWORD"),
@@ -239,7 +270,18 @@ fn problems_are_named() {
         (redis("redis://c:0", ""), "the port is not a number", ""),
         (redis("redis://", ""), "names no host", "redis://host:6379"),
         (redis("redis:///run/redis.sock", ""), "`source[0].url`: names", "redis://host:6379"),
-        (source("streams = []\n").replace("\"postgres\"", "\"nats\""), "kind `nats` is not supported", "remove it"),
+        (source("streams = []\n"), "`source[0].streams`: is a key of sources of kind `nats`", "remove it"),
+        (nats("nats://n", "streams = []"), "`source[0].streams`: is empty or holds an empty name", "all streams: [\"*\"]"),
+        (nats("nats://u@n", "token_file = \"t\""), "`source[0].token_file`: there is a user too", "password_file"),
+        (nats("nats://n", "password_file = \"p\""), "`source[0].password_file`: there is no user", "token_file"),
+        (nats("nats://n", "password_file = \"p\"\ntoken_file = \"t\""), "there is a password too", "keep one"),
+        (nats("nats://n", "creds_file = \"c\""), "`source[0].creds_file`: this version logs in to NATS with", "remove it"),
+        (nats("tls://n", ""), "`source[0].url`: TLS to NATS is not supported by this version", ""),
+        (nats("nats://n", "ca_file = \"c\""), "TLS to a source of kind `nats` is not supported", "remove it"),
+        (nats("nats://u:hunter2@n", ""), "`source[0].url`: the url holds a secret", "ALTLAS_BACKUP_MESSAGES_PASSWORD"),
+        (nats("nats://a,b", ""), "`source[0].url`: names several hosts", ""),
+        (nats("nats://n/a", ""), "`source[0].url`: holds a path", "nats://host:4222"),
+        (nats("redis://n", ""), "`source[0].url`: is not a NATS url", "nats://host:4222"),
         (
             source("").replace("\"postgres\"", "\"postgresql\""),
             "`postgresql` is not a kind",

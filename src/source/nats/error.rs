@@ -1,0 +1,254 @@
+//! What can go wrong with NATS, by meaning.
+
+use std::time::Duration;
+
+use super::archive::ArchiveError;
+use crate::report;
+
+/// A failed call on a NATS server, or an archive that is not what it must be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NatsError {
+    /// No connection.
+    #[error("cannot connect to {server}: {detail}")]
+    Unreachable {
+        /// Host and port.
+        server: String,
+        /// The system's words.
+        detail: String,
+    },
+    /// The server does not know us.
+    #[error("{server} refuses to let us in {login}")]
+    Login {
+        /// Host and port.
+        server: String,
+        /// As whom.
+        login: String,
+    },
+    /// The connection broke.
+    #[error("{what}: the connection to {server} was lost")]
+    Lost {
+        /// Host and port.
+        server: String,
+        /// What was going on.
+        what: String,
+    },
+    /// The server complained, as about a subject that the user may not use.
+    #[error("{what}: {server} says: {text}")]
+    Denied {
+        /// Host and port.
+        server: String,
+        /// What was going on.
+        what: String,
+        /// Its words.
+        text: String,
+    },
+    /// Nobody answered.
+    #[error("{what}: no answer from {server}")]
+    NoAnswer {
+        /// Host and port.
+        server: String,
+        /// What was tried.
+        what: String,
+    },
+    /// Nobody listens on the API's subjects.
+    #[error("{server} has no JetStream for this user: it is switched off, or not enabled for the account")]
+    NoJetStream {
+        /// Host and port.
+        server: String,
+    },
+    /// The API answered with an error.
+    #[error("{what}: {server} answered: {text} ({code})")]
+    Said {
+        /// Host and port.
+        server: String,
+        /// What was tried.
+        what: String,
+        /// `err_code` of nats-server's `server/errors.json`.
+        code: u64,
+        /// Its words.
+        text: String,
+    },
+    /// The server answered something else than the API has there.
+    #[error("{what}: {server} does not answer as JetStream does: {text}")]
+    Strange {
+        /// Host and port.
+        server: String,
+        /// What was tried.
+        what: String,
+        /// The beginning of what it sent.
+        text: String,
+    },
+    /// The server has something that it cannot tell of.
+    #[error("{server} lists {what}, but cannot tell of it")]
+    Silent {
+        /// Host and port.
+        server: String,
+        /// What it is.
+        what: String,
+    },
+    /// A list never was the same twice.
+    #[error("the {what} of {server} change faster than they can be listed")]
+    Unsteady {
+        /// Host and port.
+        server: String,
+        /// What was listed.
+        what: String,
+    },
+    /// What this version cannot back up or restore into.
+    #[error("{server} {what}, which this version does not support")]
+    NotSupported {
+        /// Host and port.
+        server: String,
+        /// What it is.
+        what: String,
+    },
+    /// A stream that is configured by its name is not there.
+    #[error("{server} has no stream `{stream}`, which the configuration names")]
+    NoStream {
+        /// Host and port.
+        server: String,
+        /// The name.
+        stream: String,
+    },
+    /// The server stopped sending.
+    #[error("the snapshot of stream `{stream}` was given up: {server} sent nothing for {}", report::duration(*.waited))]
+    Quiet {
+        /// Host and port.
+        server: String,
+        /// The stream.
+        stream: String,
+        /// How long.
+        waited: Duration,
+    },
+    /// The server ended a snapshot with an error.
+    #[error("the snapshot of stream `{stream}` was ended by {server}: {text}")]
+    Ended {
+        /// Host and port.
+        server: String,
+        /// The stream.
+        stream: String,
+        /// Its words.
+        text: String,
+    },
+    /// The store, or the network to it, was too slow.
+    #[error("the snapshot of stream `{stream}` was given up: the repository takes data too slowly, and {server} sends on ({} waited)", report::bytes(*.waiting))]
+    TooSlow {
+        /// Host and port.
+        server: String,
+        /// The stream.
+        stream: String,
+        /// Bytes that wait.
+        waiting: u64,
+    },
+    /// The archive is damaged or incomplete.
+    #[error("the archive of stream `{stream}` cannot be used: {error}")]
+    Archive {
+        /// The stream.
+        stream: String,
+        /// What is wrong.
+        error: ArchiveError,
+    },
+    /// No stream could be captured.
+    #[error("no stream could be captured: {}", report::list(.failed, 5))]
+    NothingCaptured {
+        /// Each stream with its reason.
+        failed: Vec<String>,
+        /// The next step after the first of them.
+        hint: Option<String>,
+    },
+    /// A snapshot whose notes cannot be read.
+    #[error("the manifest's notes on NATS cannot be read: {detail}")]
+    Detail {
+        /// Why.
+        detail: String,
+    },
+    /// The stored archive is not the one that was captured.
+    #[error("the stored archive of stream `{stream}` is not what was captured: {detail}")]
+    NotCaptured {
+        /// The stream.
+        stream: String,
+        /// What differs.
+        detail: String,
+    },
+    /// The target refused an archive.
+    #[error("{server} refused stream `{stream}`: {text} ({code})")]
+    Refused {
+        /// Host and port.
+        server: String,
+        /// The stream.
+        stream: String,
+        /// `err_code`.
+        code: u64,
+        /// The server's words.
+        text: String,
+    },
+    /// The target holds something else than was restored.
+    #[error("stream `{stream}` in {server} is not what was captured: {}", report::list(differences, 5))]
+    Differs {
+        /// Host and port.
+        server: String,
+        /// The stream.
+        stream: String,
+        /// Some differences.
+        differences: Vec<String>,
+    },
+}
+
+impl NatsError {
+    /// Is it that a stream or consumer is not there?
+    pub(super) fn is_not_found(&self) -> bool {
+        // JSStreamNotFoundErr, JSConsumerNotFoundErr.
+        matches!(self, Self::Said { code: 10059 | 10014, .. })
+    }
+
+    /// The next step.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::Unreachable { .. } => {
+                "check host and port of the source's `url`, that the server runs, and that a network policy lets this machine through".into()
+            }
+            Self::Login { .. } => "check the source's `username` and `password_file`, or its `token_file`".into(),
+            Self::Lost { .. } | Self::NoAnswer { .. } | Self::Quiet { .. } => {
+                "look at the server's log and at the network to it".into()
+            }
+            Self::Denied { .. } => {
+                "give the user the subjects that the README lists under Permissions".into()
+            }
+            Self::NoJetStream { .. } => {
+                "switch JetStream on in the server's configuration, and for the user's account; or check that the source's `url` is the right server".into()
+            }
+            Self::Said { code, .. } | Self::Refused { code, .. } => return hint_for(*code),
+            Self::Strange { .. } => "check that the source's `url` is that of a NATS server".into(),
+            Self::Silent { .. } => "the server's log says why; it may have been downgraded".into(),
+            Self::Unsteady { .. } => "run it when fewer of them are made and deleted".into(),
+            Self::NotSupported { .. } => "back this server up by other means for now".into(),
+            Self::NoStream { .. } => "correct `streams` of the source, or look why the stream is gone".into(),
+            Self::Ended { .. } => "look at the server's log, then run the backup again".into(),
+            Self::TooSlow { .. } => {
+                "look at the store and the network to it; a larger `limits.memory_mib` does not help for long".into()
+            }
+            Self::Archive { .. } => "nothing was kept of it; look at the server's log, then run it again".into(),
+            Self::NothingCaptured { hint, .. } => return hint.clone(),
+            Self::Differs { .. } => "stop whatever else uses the stream and restore again with `--overwrite`".into(),
+            Self::Detail { .. } | Self::NotCaptured { .. } => return None,
+        })
+    }
+}
+
+/// The next step after an error of the API, by `err_code` of nats-server's `server/errors.json`.
+fn hint_for(code: u64) -> Option<String> {
+    Some(
+        match code {
+            10023 | 10028 | 10047 | 10077 => "the target has too little room: raise its JetStream limits, or free some",
+            10027 => "the account may have no more streams: raise its limit",
+            10054 => "a message is larger than the target takes: raise its `max_payload`",
+            10062 => "the target is older than the archive, or the archive is damaged",
+            10065 => "another stream listens on the same subjects; delete it or restore into another server",
+            10074 => "the stream has several replicas, and the target is one server",
+            10058 | 10130 => "something else made a stream of that name meanwhile",
+            _ => return None,
+        }
+        .into(),
+    )
+}

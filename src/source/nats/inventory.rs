@@ -1,0 +1,157 @@
+//! What there is: which streams a snapshot takes, and what is known of each.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    error::NatsError,
+    ranges::Ranges,
+    server::{Connection, Version},
+};
+use crate::{config::NamePattern, report};
+
+/// What a manifest says of a NATS snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Detail {
+    /// The server's version.
+    pub(super) server: String,
+    /// Streams that were captured.
+    pub(super) streams: u64,
+}
+
+/// What a manifest says of a stream, beside its archive.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct StreamDetail {
+    /// The stream's name.
+    pub(super) name: String,
+    /// 1: a tar of the stream's files; 2: records.
+    pub(super) archive: u8,
+    /// As the server told it when the snapshot began, field by field.
+    pub(super) config: Value,
+    /// The same. Not what is in the archive: that is fuzzy where the stream is used.
+    pub(super) state: Value,
+    /// Every consumer as the server listed it right after.
+    pub(super) consumers: Vec<Value>,
+    /// Names of consumers that were listed and are not in the archive.
+    pub(super) absent: Vec<String>,
+    /// When its snapshot was taken.
+    pub(super) cut_at: Timestamp,
+    /// How far off that may be.
+    pub(super) cut_error_seconds: f64,
+    /// The largest message in bytes, with its subject and headers.
+    pub(super) largest: u64,
+    /// For archives of format 1, which hold messages that were deleted: which those are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) deleted: Option<Deleted>,
+}
+
+/// What a stream had no more right after its snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Deleted {
+    /// Everything before this sequence.
+    pub(super) before: u64,
+    /// And these.
+    pub(super) within: Ranges,
+}
+
+impl Deleted {
+    /// Is this message one of them?
+    pub(super) fn holds(&self, sequence: u64) -> bool {
+        sequence < self.before || self.within.contains(sequence)
+    }
+}
+
+/// Where a stream's archive is among the artifacts. A stream's name holds no `/` (nats-server, `isValidName`).
+pub(super) fn path(stream: &str) -> String {
+    format!("streams/{stream}")
+}
+
+/// A stream that will be captured.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) name: String,
+    pub(super) bytes: u64,
+    pub(super) messages: u64,
+    pub(super) consumers: u64,
+}
+
+/// What the configuration chooses among the streams of an account.
+#[derive(Debug)]
+pub(super) struct Inventory {
+    /// The smallest first: the last snapshot begins early, and with it the source's instant is fixed.
+    pub(super) chosen: Vec<Found>,
+    /// Streams that no pattern covers.
+    pub(super) left_out: Vec<String>,
+    /// Streams that the server has and cannot tell of.
+    pub(super) silent: Vec<String>,
+}
+
+impl Inventory {
+    /// Looks at the server.
+    pub(super) async fn take(connection: &Connection, patterns: &[NamePattern]) -> Result<Self, NatsError> {
+        let listed = connection.streams().await?;
+        let names = || listed.streams.iter().map(|(name, _)| name).chain(&listed.silent);
+        for pattern in patterns.iter().filter(|pattern| pattern.is_literal()) {
+            if !names().any(|name| name == pattern.as_str()) {
+                return Err(NatsError::NoStream { server: connection.server.clone(), stream: pattern.to_string() });
+            }
+        }
+        let covered = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
+        let (chosen, left_out): (Vec<_>, Vec<_>) = listed.streams.into_iter().partition(|(name, _)| covered(name));
+        let mut chosen: Vec<Found> = chosen
+            .into_iter()
+            .map(|(name, info)| {
+                let number = |field: &str| info["state"][field].as_u64().unwrap_or_default();
+                Found { name, bytes: number("bytes"), messages: number("messages"), consumers: number("consumer_count") }
+            })
+            .collect();
+        chosen.sort_by(|a, b| (a.bytes, &a.name).cmp(&(b.bytes, &b.name)));
+        let silent = listed.silent.into_iter().filter(|name| covered(name)).collect();
+        Ok(Self { chosen, left_out: left_out.into_iter().map(|(name, _)| name).collect(), silent })
+    }
+
+    /// What no pattern covers, in words.
+    pub(super) fn uncovered(&self) -> Vec<String> {
+        self.left_out.iter().map(|name| format!("stream `{name}`, which `streams` does not name")).collect()
+    }
+}
+
+/// What to know of a server whose streams are captured.
+pub(super) fn warnings(version: Version) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !version.removes_during_a_snapshot() {
+        warnings.push(format!(
+            "NATS {version} removes no message from a stream while its snapshot is taken: a work queue may keep some that were \
+             acknowledged meanwhile (mended in 2.11.12 and 2.12.3)"
+        ));
+    }
+    if !version.sends_records() {
+        warnings.push(format!(
+            "archives of NATS {version} hold deleted messages too, and only those that a restore brings back can be compared"
+        ));
+    }
+    warnings
+}
+
+impl StreamDetail {
+    /// The stream in words.
+    pub(super) fn about(&self, messages: u64) -> String {
+        let text = |field: &str| self.config[field].as_str().unwrap_or("?").to_owned();
+        let mut about = format!(
+            "stream `{}` ({}, {}): {}",
+            self.name,
+            text("retention"),
+            text("storage"),
+            report::count(messages, "message")
+        );
+        if self.archive == 1 {
+            about.push_str(" (deleted ones among them)");
+        }
+        about.push_str(&format!(", {}", report::count(self.consumers.len() as u64, "consumer")));
+        if !self.absent.is_empty() {
+            about.push_str(&format!(", of which the archive lacks {}", report::list(&self.absent, 3)));
+        }
+        about
+    }
+}

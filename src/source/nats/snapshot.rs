@@ -1,0 +1,174 @@
+//! The exchange that takes a snapshot of one stream: chunks with acknowledgements (research B1).
+//!
+//! The server sends chunks as long as fewer than 8 MiB of them are unacknowledged, and gives a snapshot up when none was acknowledged
+//! for five seconds (two, in some versions). So a chunk is acknowledged when it goes on to the decoder, and while nothing goes on, one
+//! a second is: that keeps the snapshot alive while a store stalls, and lets one more chunk a second in. [`WINDOW`] has room for
+//! both. Servers before 2.10.12 wait for no one: they send a chunk every 10 ms, so theirs are small.
+
+use std::{collections::VecDeque, time::Duration};
+
+use async_nats::{StatusCode, Subscriber, subject::Subject};
+use bytes::Bytes;
+use futures::StreamExt;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    error::NatsError,
+    server::{Connection, Version},
+};
+
+/// What a server may send unacknowledged: 8 MiB in all versions, unless it is asked for another number, which those before 2.12.5 do
+/// not know and some refuse.
+const UNACKNOWLEDGED: u64 = 8 * 1024 * 1024;
+/// A chunk, of a server that waits for acknowledgements. Larger ones are not faster.
+const CHUNK: u64 = 64 * 1024;
+/// A chunk, of one that sends a hundred a second whatever we do.
+const SMALL_CHUNK: u64 = 8 * 1024;
+/// A stalled snapshot is kept alive by one acknowledgement in this time.
+const TRICKLE: Duration = Duration::from_secs(1);
+/// A server that sends nothing for so long sends nothing any more: one that is killed, or whose stream is deleted, says nothing.
+const QUIET: Duration = Duration::from_secs(15);
+
+/// Memory for chunks that a server may send at any time, in bytes.
+pub(super) fn window(version: Version) -> u64 {
+    match version.waits_for_acknowledgements() {
+        // For a minute of trickling.
+        true => UNACKNOWLEDGED + 4 * 1024 * 1024,
+        // For 25 seconds of a hundred chunks.
+        false => UNACKNOWLEDGED + 20 * 1024 * 1024,
+    }
+}
+
+/// A snapshot that has begun.
+pub(super) struct Snapshot {
+    /// The answer: `config` and `state`.
+    pub(super) answer: Value,
+    /// When it was asked for, and when the answer came.
+    pub(super) asked: Timestamp,
+    pub(super) answered: Timestamp,
+    chunks: Subscriber,
+    stream: String,
+}
+
+struct Chunk {
+    bytes: Bytes,
+    /// Where to acknowledge it; none once that was done.
+    reply: Option<Subject>,
+}
+
+impl Snapshot {
+    /// Begins the snapshot of a stream, with its consumers or without.
+    pub(super) async fn begin(connection: &Connection, stream: &str, consumers: bool) -> Result<Self, NatsError> {
+        let what = format!("asking for a snapshot of stream `{stream}`");
+        let inbox = connection.client.new_inbox();
+        let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.clone() };
+        let chunks = connection.client.subscribe(inbox.clone()).await.map_err(lost)?;
+        // Nobody sends to whom nobody listens: the server must know before it is asked.
+        connection.flush(&what).await?;
+        let chunk = if connection.version.waits_for_acknowledgements() { CHUNK } else { SMALL_CHUNK };
+        let body = json!({"deliver_subject": inbox, "no_consumers": !consumers, "chunk_size": chunk});
+        let asked = Timestamp::now();
+        let answer = connection.ask(&what, &format!("STREAM.SNAPSHOT.{stream}"), &body).await?;
+        Ok(Self { answer, asked, answered: Timestamp::now(), chunks, stream: stream.to_owned() })
+    }
+
+    /// Passes every chunk on, to the end that the server says. That it was the end only the archive itself can tell.
+    ///
+    /// Ends early, and well, when nobody takes chunks any more.
+    pub(super) async fn pass(self, connection: &Connection, to: mpsc::Sender<Bytes>) -> Result<(), NatsError> {
+        let room = window(connection.version);
+        let what = format!("taking a snapshot of stream `{}`", self.stream);
+        let mut passing = Passing { queue: VecDeque::new(), waiting: 0, connection, what };
+        let (mut chunks, stream, server) = (self.chunks, self.stream, connection.server.clone());
+        let (mut heard, mut acknowledged, mut ended) = (Instant::now(), Instant::now(), false);
+        while !(ended && passing.queue.is_empty()) {
+            let stalled = passing.first_unacknowledged().is_some();
+            tokio::select! {
+                biased;
+                room = to.reserve(), if !passing.queue.is_empty() => {
+                    let Ok(room) = room else { return Ok(()) };
+                    if let Some(bytes) = passing.take().await? {
+                        acknowledged = Instant::now();
+                        room.send(bytes);
+                    }
+                }
+                chunk = chunks.next(), if !ended => {
+                    heard = Instant::now();
+                    let Some(chunk) = chunk else { return Err(connection.trouble(&passing.what).await) };
+                    if chunk.payload.is_empty() {
+                        ended = true;
+                        end(chunk.status, chunk.description, &server, &stream)?;
+                        continue;
+                    }
+                    passing.push(Chunk { bytes: chunk.payload, reply: chunk.reply });
+                    if passing.waiting > room {
+                        return Err(NatsError::TooSlow { server, stream, waiting: passing.waiting });
+                    }
+                }
+                () = tokio::time::sleep_until(acknowledged + TRICKLE), if stalled => {
+                    passing.trickle().await?;
+                    acknowledged = Instant::now();
+                }
+                () = tokio::time::sleep_until(heard + QUIET), if !ended => {
+                    return Err(NatsError::Quiet { server, stream, waited: QUIET });
+                }
+                trouble = connection.trouble(&passing.what), if !ended => return Err(trouble),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Chunks on their way.
+struct Passing<'a> {
+    queue: VecDeque<Chunk>,
+    /// Their bytes.
+    waiting: u64,
+    connection: &'a Connection,
+    what: String,
+}
+
+impl Passing<'_> {
+    fn push(&mut self, chunk: Chunk) {
+        self.waiting += chunk.bytes.len() as u64;
+        self.queue.push_back(chunk);
+    }
+
+    /// The next chunk, acknowledged.
+    async fn take(&mut self) -> Result<Option<Bytes>, NatsError> {
+        let Some(chunk) = self.queue.pop_front() else { return Ok(None) };
+        self.waiting -= chunk.bytes.len() as u64;
+        self.acknowledge(chunk.reply).await?;
+        Ok(Some(chunk.bytes))
+    }
+
+    fn first_unacknowledged(&self) -> Option<usize> {
+        self.queue.iter().position(|chunk| chunk.reply.is_some())
+    }
+
+    /// Acknowledges one that has to wait.
+    async fn trickle(&mut self) -> Result<(), NatsError> {
+        let reply = self.first_unacknowledged().and_then(|at| self.queue.get_mut(at)).and_then(|chunk| chunk.reply.take());
+        self.acknowledge(reply).await
+    }
+
+    async fn acknowledge(&self, reply: Option<Subject>) -> Result<(), NatsError> {
+        // The last chunk of a snapshot asks for none.
+        let Some(reply) = reply else { return Ok(()) };
+        let lost = |_| NatsError::Lost { server: self.connection.server.clone(), what: self.what.clone() };
+        self.connection.client.publish(reply, Bytes::new()).await.map_err(lost)
+    }
+}
+
+/// What the end says: 204 or nothing is well, provisionally.
+fn end(status: Option<StatusCode>, text: Option<String>, server: &str, stream: &str) -> Result<(), NatsError> {
+    match status.map(|status| status.as_u16()) {
+        None | Some(204) => Ok(()),
+        Some(code) => {
+            let text = text.map_or_else(|| code.to_string(), |text| format!("{text} ({code})"));
+            Err(NatsError::Ended { server: server.to_owned(), stream: stream.to_owned(), text })
+        }
+    }
+}
