@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    browse::skew_text,
     output::{Output, Paint, table},
     progress,
 };
@@ -48,12 +49,17 @@ fn text(report: &BackupReport, output: &Output) -> String {
         ]);
     }
     text.push_str(&table(&rows, &[2, 3, 4, 5, 6, 7, 8]));
+    text.extend(report.skew.as_ref().and_then(skew_text));
     for source in &report.sources {
         if let Some(error) = &source.error {
             text.push_str(&format!("{} {}\n", output.paint(Paint::Bad, "failed:"), report::printable(error)));
         }
         if let Some(hint) = &source.hint {
             text.push_str(&format!("hint: {}\n", report::printable(hint)));
+        }
+        for what in &source.failed {
+            let (not_captured, what) = (output.paint(Paint::Bad, "not captured:"), report::printable(what));
+            text.push_str(&format!("{not_captured} `{}`: {what}\n", source.name));
         }
         for left_out in &source.uncovered {
             text.push_str(&format!(

@@ -4,7 +4,7 @@ use super::output::{Output, table};
 use crate::{
     operation::{self, Context, Error, ListReport, ListedBackup, ShownBackup, exit},
     report,
-    repository::Selector,
+    repository::{HeadSource, Selector, Skew},
 };
 
 pub(super) async fn list(context: &Context, output: &Output) -> Result<u8, Error> {
@@ -91,11 +91,10 @@ fn show_text(shown: &ShownBackup) -> String {
         head.tool,
         shown.url,
     );
+    text.extend(head.skew.as_ref().and_then(skew_text));
     for source in &head.sources {
         text.push_str(&format!("\nsource `{}` ({}): {}", source.name, source.kind, source.state));
-        if let Some(at) = source.cut_at {
-            text.push_str(&format!(", cut {}", report::time(at)));
-        }
+        text.extend(cut_text(source));
         text.push_str(&format!(
             "\n{}, {} raw, {} stored, {} uploaded by this backup\n",
             report::count(source.rows, "row"),
@@ -120,6 +119,9 @@ fn show_text(shown: &ShownBackup) -> String {
         for line in &manifest.about {
             text.push_str(&format!("{}\n", report::printable(line)));
         }
+        for what in &manifest.failed {
+            text.push_str(&format!("not captured: {}\n", report::printable(what)));
+        }
         for left_out in &manifest.uncovered {
             text.push_str(&format!("not covered: {}\n", report::printable(left_out)));
         }
@@ -128,4 +130,18 @@ fn show_text(shown: &ShownBackup) -> String {
         }
     }
     text
+}
+
+/// `, cut 2026-11-23T01:00:00.512Z ± 3 ms`; of several instants the first and the last.
+fn cut_text(source: &HeadSource) -> Option<String> {
+    let at = report::instant(source.cut_at?);
+    let first = source.cut_first.map(|first| format!("{} to ", report::instant(first))).unwrap_or_default();
+    let error = source.cut_error_seconds.map(|error| format!(" ± {}", report::seconds(error))).unwrap_or_default();
+    Some(format!(", cut {first}{at}{error}"))
+}
+
+/// The line `skew 412 ms ± 3 ms: from the first cut to the last`, where there are several.
+pub(super) fn skew_text(skew: &Skew) -> Option<String> {
+    let (seconds, error) = (report::seconds(skew.seconds), report::seconds(skew.error_seconds));
+    skew.is_of_several().then(|| format!("skew {seconds} ± {error}: from the first cut to the last\n"))
 }

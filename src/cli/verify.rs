@@ -5,7 +5,7 @@ use super::{
     progress,
 };
 use crate::{
-    operation::{self, Context, Error, VerifyLevel, VerifyReport, exit},
+    operation::{self, Context, Error, Incomplete, VerifyLevel, VerifyReport, exit},
     report,
     repository::Selector,
 };
@@ -21,7 +21,8 @@ pub(super) async fn run(
         operation::verify(context, selector, level).await?
     };
     output.result(&report, || text(&report, output));
-    Ok(match (report.problems.is_empty(), report.not_captured.is_empty()) {
+    let is_whole = report.not_captured.is_empty() && report.incomplete.is_empty();
+    Ok(match (report.problems.is_empty(), is_whole) {
         (false, _) => exit::VERDICT_FAILED,
         (true, false) => exit::PARTLY,
         (true, true) => exit::DONE,
@@ -49,6 +50,15 @@ fn text(report: &VerifyReport, output: &Output) -> String {
             "{} {subject} holds nothing of source `{source}`\n",
             output.paint(Paint::Warn, "partial:")
         ));
+    }
+    for Incomplete { source, failed } in &report.incomplete {
+        for what in failed {
+            text.push_str(&format!(
+                "{} {subject} lacks this of source `{source}`: {}\n",
+                output.paint(Paint::Warn, "partial:"),
+                report::printable(what)
+            ));
+        }
     }
     let level = match report.level {
         VerifyLevel::Presence => "presence",

@@ -16,8 +16,8 @@ use super::reader::{Document, Section};
 use super::redis::REDIS;
 use super::url::{RepositoryUrl, parse_endpoint};
 use super::{
-    Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, NatsConfig, PasswordSource, PostgresConfig,
-    PostgresHost, RedisConfig, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
+    BackupConfig, Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, NatsConfig, PasswordSource,
+    PostgresConfig, PostgresHost, RedisConfig, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
     TlsMode, keys,
 };
 
@@ -112,7 +112,34 @@ fn read_config(root: &Section<'_>, origin: &Path, repository_override: Option<&s
         }
         sources.extend(read_source(&section, name));
     }
-    Some(Config { repository: repository?, sources, limits, origin: origin.to_owned() })
+    let backup = BackupConfig { cut_order: read_cut_order(&root.section("backup"), &names) };
+    Some(Config { repository: repository?, backup, sources, limits, origin: origin.to_owned() })
+}
+
+/// Every source once, or nothing: one that was forgotten would be cut at a time that nobody chose.
+fn read_cut_order(section: &Section<'_>, sources: &[SourceName]) -> Vec<SourceName> {
+    let Some(texts) = section.texts("cut_order") else { return Vec::new() };
+    let quoted = |name: &str| format!("`{}`", shown(name));
+    let mut problems = Vec::new();
+    let mut order: Vec<SourceName> = Vec::new();
+    for text in texts {
+        match sources.iter().find(|source| source.as_str() == text) {
+            Some(name) if order.contains(name) => problems.push(format!("names {} twice", quoted(text))),
+            Some(name) => order.push(name.clone()),
+            None => problems.push(format!("names {}, which is no source", quoted(text))),
+        }
+    }
+    let missing: Vec<String> =
+        sources.iter().filter(|name| !order.contains(name)).map(|name| quoted(name.as_str())).collect();
+    if !missing.is_empty() {
+        problems.push(format!("does not name {}", missing.join(", ")));
+    }
+    if !problems.is_empty() {
+        let all: Vec<String> = sources.iter().map(|name| format!("\"{name}\"")).collect();
+        let hint = format!("name every source once, the one to be cut first at the beginning: {}", all.join(", "));
+        section.bad("cut_order", problems.join("; "), Some(hint));
+    }
+    order
 }
 
 fn read_repository(section: &Section<'_>, repository_override: Option<&str>) -> Option<RepositoryConfig> {

@@ -20,6 +20,7 @@ pub(super) const KEYS: &[&str] = &[
     "repository.encryption.catalog_recipients",
     "repository.encryption.catalog_identity_file",
     "repository.encryption.identity_file",
+    "backup.cut_order",
     "source.name",
     "source.kind",
     "source.allow_empty",
@@ -162,6 +163,6 @@ mod tests {
             assert!(!KEYS[..i].contains(key), "{key} twice");
             assert!(planned(key).is_none());
         }
-        assert_eq!(children(""), ["repository", "source", "limits"]);
+        assert_eq!(children(""), ["repository", "backup", "source", "limits"]);
     }
 }

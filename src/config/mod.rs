@@ -30,7 +30,7 @@ pub use postgres::{NamePattern, PasswordSource, PostgresConfig, PostgresEndpoint
 pub use redis::RedisConfig;
 pub use secret::{CATALOG_IDENTITY_VARIABLE, HeldIdentities, IDENTITY_VARIABLE, S3Credentials};
 pub use shapes::{
-    Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, RepositoryConfig, S3Config, SourceConfig, SourceName,
-    SourceSettings,
+    BackupConfig, Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, RepositoryConfig, S3Config,
+    SourceConfig, SourceName, SourceSettings,
 };
 pub use url::RepositoryUrl;

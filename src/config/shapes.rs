@@ -17,6 +17,8 @@ pub const DEFAULT_COMPRESSION_LEVEL: i32 = 1;
 pub struct Config {
     /// Where backups are kept, and how.
     pub repository: RepositoryConfig,
+    /// How backups are made.
+    pub backup: BackupConfig,
     /// What is backed up, in the file's order; may be empty.
     pub sources: Vec<SourceConfig>,
     /// What a run may use.
@@ -45,6 +47,19 @@ impl Config {
         let wanted = |source: &&SourceConfig| names.is_empty() || names.iter().any(|n| n == source.name.as_str());
         Ok(self.sources.iter().filter(wanted).collect())
     }
+
+    /// When this source is cut: the lower before the higher, equal ones in the file's order.
+    pub fn cut_rank(&self, source: &SourceConfig) -> usize {
+        let configured = self.backup.cut_order.iter().position(|name| *name == source.name);
+        configured.unwrap_or_else(|| source.settings.cut_rank())
+    }
+}
+
+/// How backups are made.
+#[derive(Clone, Debug, Default)]
+pub struct BackupConfig {
+    /// The order in which sources are cut, every one of them once; empty: by their kinds.
+    pub cut_order: Vec<SourceName>,
 }
 
 /// Where backups are kept, and how.
@@ -132,8 +147,9 @@ impl SourceSettings {
         }
     }
 
-    /// When it is cut: what refers to another source comes before it.
-    pub fn cut_rank(&self) -> u8 {
+    /// When it is cut, where no order is configured: what refers to another source comes before it. JetStream takes
+    /// longest to fix its instants.
+    fn cut_rank(&self) -> usize {
         match self {
             Self::Nats(_) => 0,
             Self::Redis(_) => 1,

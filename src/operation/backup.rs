@@ -1,4 +1,4 @@
-//! One backup: cut, transfer, commit.
+//! One backup: capture, commit.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -9,12 +9,12 @@ use tokio::task::{Id, JoinError, JoinSet};
 use super::{Context, Error};
 use crate::{
     config::SourceConfig,
-    pipeline::{CUT_POLICY, Cut, Pipeline, PipelineError, Written},
+    pipeline::{CUT_POLICY, Pipeline, PipelineError, Written},
     repository::{
         Artifact, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest,
-        Repository, RepositoryError, ReusableParts, Sizes, SnapshotState, SourceIdentity, tool,
+        Repository, RepositoryError, ReusableParts, Sizes, Skew, SnapshotState, SourceIdentity, tool,
     },
-    source::{Capture, Captured},
+    source::{Captured, Fixed, Source},
 };
 
 /// What became of one source.
@@ -50,6 +50,8 @@ pub struct SourceOutcome {
     pub uploaded: u64,
     /// What was left out.
     pub uncovered: Vec<String>,
+    /// What was asked for and could not be captured, with the reason.
+    pub failed: Vec<String>,
     /// What to know of it.
     pub notes: Vec<String>,
 }
@@ -67,13 +69,15 @@ pub struct BackupReport {
     pub finished: Timestamp,
     /// How long it took by our own clock, in seconds.
     pub seconds: f64,
+    /// How far apart the snapshots' instants are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skew: Option<Skew>,
     /// Every asked source.
     pub sources: Vec<SourceOutcome>,
 }
 
 /// A source that was transferred.
 struct Transferred {
-    cut: Cut,
     captured: Captured,
     artifacts: Vec<Artifact>,
     written: Written,
@@ -99,6 +103,7 @@ pub async fn backup(context: &Context, names: &[String]) -> Result<BackupReport,
         started: head.started,
         finished: head.finished,
         seconds: clock.elapsed().as_secs_f64(),
+        skew: head.skew,
         sources,
     })
 }
@@ -135,66 +140,73 @@ async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<
         reusable,
         context.progress.clone(),
     );
-    let outcomes = capture(context, &configs, &pipeline).await;
+    context.progress.set_phase("taking snapshots");
+    let order = cut_order(context, &configs);
+    let asked = configs.into_iter().map(|config| (config, context.source(config))).collect();
+    let outcomes = capture(asked, &order, &pipeline).await;
     if outcomes.iter().all(|(_, outcome)| outcome.is_err()) {
         return Err(all_failed(outcomes.into_iter().filter_map(|(_, outcome)| outcome.err()).collect()));
     }
     Ok(Prepared { repository, epoch, id, started, outcomes })
 }
 
-/// Cuts every source and moves what it holds. What refers to PostgreSQL is cut before it (DESIGN.md §5, *One recovery point*), and a
-/// transfer begins as soon as its cut is taken: a dump that nobody reads is ended by its server.
+/// Places of these sources in the order of their cuts: the configured one, else by their kinds and then as the file has them.
+fn cut_order(context: &Context, configs: &[&SourceConfig]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..configs.len()).collect();
+    order.sort_by_key(|index| context.config.cut_rank(configs[*index]));
+    order
+}
+
+/// A source that was asked for, if it can be opened.
+type Asked<'a> = (&'a SourceConfig, Result<Arc<dyn Source>, Error>);
+
+/// Captures every source; `order` says when each begins. What refers to PostgreSQL is cut before it (DESIGN.md §5, *One recovery point*):
+/// each begins when all instants of the one before are fixed, or never will be. Their transfers run side by side from then on: a
+/// dump that nobody reads is ended by its server.
 async fn capture<'a>(
-    context: &Context,
-    configs: &[&'a SourceConfig],
+    asked: Vec<Asked<'a>>,
+    order: &[usize],
     pipeline: &Arc<Pipeline>,
 ) -> Vec<(&'a SourceConfig, Result<Transferred, Error>)> {
-    let mut order: Vec<usize> = (0..configs.len()).collect();
-    order.sort_by_key(|index| configs[*index].settings.cut_rank());
+    let (configs, mut sources): (Vec<_>, Vec<_>) =
+        asked.into_iter().map(|(config, source)| (config, Some(source))).unzip();
     let mut outcomes: Vec<Option<Result<Transferred, Error>>> = configs.iter().map(|_| None).collect();
     let mut moving = JoinSet::new();
     let mut tasks = HashMap::new();
-    context.progress.set_phase("taking snapshots");
-    for index in order {
-        // Each holds a writer for as long as it moves; more cuts than there are writers would be held open in vain.
-        while moving.len() >= pipeline.writers() {
-            settle(&mut outcomes, &tasks, moving.join_next_with_id().await);
-        }
-        let config = configs[index];
-        let cut = match context.source(config) {
-            Ok(source) => source.cut().await.map_err(|error| named(config, error)),
-            Err(error) => Err(error),
-        };
-        match cut {
-            Ok(capture) => {
-                let (config, pipeline) = (config.clone(), pipeline.clone());
-                let task = moving.spawn(async move { transfer(&config, capture, &pipeline).await });
+    for &index in order {
+        match sources[index].take() {
+            Some(Ok(source)) => {
+                let (config, pipeline) = (configs[index].clone(), pipeline.clone());
+                let (fixed, is_fixed) = Fixed::pair();
+                let task = moving.spawn(async move { transfer(&config, &*source, &pipeline, fixed).await });
                 tasks.insert(task.id(), index);
+                // An error says that it ended before, and there is nothing to wait for.
+                let _ = is_fixed.await;
             }
-            Err(error) => outcomes[index] = Some(Err(error)),
+            Some(Err(error)) => outcomes[index] = Some(Err(error)),
+            None => {}
         }
     }
     while let Some(ended) = moving.join_next_with_id().await {
-        settle(&mut outcomes, &tasks, Some(ended));
+        settle(&mut outcomes, &tasks, ended);
     }
     // A task that gave nothing has panicked.
     let of = |config: &SourceConfig| named(config, PipelineError::Stopped.into());
     let outcomes =
-        outcomes.into_iter().zip(configs).map(|(outcome, config)| outcome.unwrap_or_else(|| Err(of(config))));
-    configs.iter().copied().zip(outcomes).collect()
+        outcomes.into_iter().zip(&configs).map(|(outcome, config)| outcome.unwrap_or_else(|| Err(of(config))));
+    configs.iter().copied().zip(outcomes.collect::<Vec<_>>()).collect()
 }
 
 type Ended = Result<(Id, Result<Transferred, Error>), JoinError>;
 
-fn settle(outcomes: &mut [Option<Result<Transferred, Error>>], tasks: &HashMap<Id, usize>, ended: Option<Ended>) {
+fn settle(outcomes: &mut [Option<Result<Transferred, Error>>], tasks: &HashMap<Id, usize>, ended: Ended) {
     match ended {
-        Some(Ok((id, outcome))) => {
+        Ok((id, outcome)) => {
             if let Some(slot) = tasks.get(&id).and_then(|index| outcomes.get_mut(*index)) {
                 *slot = Some(outcome);
             }
         }
-        Some(Err(error)) => tracing::error!("a task of the backup ended: {error}"),
-        None => {}
+        Err(error) => tracing::error!("a task of the backup ended: {error}"),
     }
 }
 
@@ -242,12 +254,12 @@ async fn epoch(repository: &Repository, now: Timestamp, days: u32) -> Result<Arc
 
 async fn transfer(
     config: &SourceConfig,
-    capture: Box<dyn Capture>,
+    source: &dyn Source,
     pipeline: &Arc<Pipeline>,
+    fixed: Fixed,
 ) -> Result<Transferred, Error> {
-    let cut = capture.cut();
     let writer = pipeline.snapshot();
-    let captured = match capture.transfer(&writer).await {
+    let captured = match source.capture(&writer, fixed).await {
         Ok(captured) => captured,
         // What the source saw may only be an echo of a part that failed.
         Err(error) => {
@@ -258,10 +270,13 @@ async fn transfer(
         }
     };
     let (artifacts, written) = writer.finish().await.map_err(|error| named(config, error.into()))?;
+    if captured.empty && !captured.failed.is_empty() {
+        return Err(Error::NothingCaptured { name: config.name.to_string(), failed: captured.failed });
+    }
     if captured.empty && !config.allow_empty {
         return Err(Error::Empty { name: config.name.to_string(), what: config.settings.nothing() });
     }
-    Ok(Transferred { cut, captured, artifacts, written })
+    Ok(Transferred { captured, artifacts, written })
 }
 
 /// Writes manifests and head, and says what became of each source.
@@ -295,6 +310,7 @@ async fn commit(
             stored: 0,
             uploaded: 0,
             uncovered: Vec::new(),
+            failed: Vec::new(),
             notes: Vec::new(),
         };
         match outcome {
@@ -302,15 +318,22 @@ async fn commit(
                 outcome_told.error = Some(error.to_string());
                 outcome_told.hint = error.hint();
             }
-            Ok(Transferred { cut, captured, artifacts, written }) => {
-                head.state = if captured.empty { SnapshotState::Empty } else { SnapshotState::Complete };
-                head.cut_at = Some(cut.at);
+            Ok(Transferred { captured, artifacts, written }) => {
+                head.state = match (captured.failed.is_empty(), captured.empty) {
+                    (false, _) => SnapshotState::Partial,
+                    (true, true) => SnapshotState::Empty,
+                    (true, false) => SnapshotState::Complete,
+                };
+                head.cut_at = Some(captured.cut.at);
+                head.cut_first = captured.cut.first;
+                head.cut_error_seconds = Some(captured.cut.error_seconds);
                 head.sizes = Sizes { raw: written.raw, stored: written.stored, uploaded: written.uploaded };
                 head.artifacts = artifacts.len() as u64;
                 head.parts = written.parts;
                 head.new_parts = written.new_parts;
                 head.rows = written.rows;
                 head.uncovered = captured.uncovered.len() as u64;
+                head.failed = captured.failed.len() as u64;
                 let manifest = Manifest {
                     format: FORMAT_VERSION,
                     repository: repository.mark().repository.clone(),
@@ -318,8 +341,9 @@ async fn commit(
                     epoch: epoch.id().clone(),
                     source,
                     tool: tool(),
-                    cut,
+                    cut: captured.cut,
                     uncovered: captured.uncovered.clone(),
+                    failed: captured.failed.clone(),
                     notes: captured.notes.clone(),
                     about: captured.about,
                     detail: captured.detail,
@@ -328,6 +352,7 @@ async fn commit(
                 head.manifest = Some(commit.manifest(manifest).await?);
                 outcome_told.fill(&head);
                 outcome_told.uncovered = captured.uncovered;
+                outcome_told.failed = captured.failed;
                 outcome_told.notes = captured.notes;
             }
         }
@@ -344,6 +369,7 @@ async fn commit(
         started,
         finished: started,
         state: if complete { BackupState::Complete } else { BackupState::Partial },
+        skew: Skew::of(&in_head),
         anchors: repository.anchors(epoch),
         sources: in_head,
     };

@@ -95,6 +95,8 @@ pub struct ShownSource {
     pub cut: Cut,
     /// What was left out.
     pub uncovered: Vec<String>,
+    /// What could not be captured, with the reason.
+    pub failed: Vec<String>,
     /// What to know of it, in words.
     pub notes: Vec<String>,
     /// What it is and holds, in words.
@@ -132,6 +134,7 @@ pub async fn show(context: &Context, selector: &Selector) -> Result<ShownBackup,
             name: source.name.clone(),
             cut: manifest.cut,
             uncovered: manifest.uncovered,
+            failed: manifest.failed,
             notes: manifest.notes,
             about: manifest.about,
             artifacts: manifest.artifacts,

@@ -3,6 +3,7 @@
 use crate::{
     config::ConfigError,
     pipeline::PipelineError,
+    report,
     repository::{Locked, RepositoryError},
     source::SourceError,
     store::StoreError,
@@ -78,6 +79,14 @@ pub enum Error {
         /// What was not there: `no user table`.
         what: &'static str,
     },
+    /// A source of which nothing could be captured.
+    #[error("source `{name}`: nothing of it could be captured: {}", report::list(.failed, 5))]
+    NothingCaptured {
+        /// The configured name.
+        name: String,
+        /// What failed, in words with the reason.
+        failed: Vec<String>,
+    },
     /// Several sources, none of which could be backed up.
     #[error("no source could be backed up: {}", .0.iter().map(Error::to_string).collect::<Vec<_>>().join("; "))]
     AllFailed(Vec<Error>),
@@ -127,6 +136,7 @@ impl Error {
             | Error::Pipeline(_)
             | Error::Source { .. }
             | Error::Empty { .. }
+            | Error::NothingCaptured { .. }
             | Error::AllFailed(_) => exit::FAILED,
         }
     }
@@ -157,7 +167,7 @@ impl Error {
             Error::Source { error: SourceError::Pipeline(PipelineError::Store(_)), .. } => "store",
             Error::Source { error: SourceError::Refused { .. }, .. } | Error::NothingVerified { .. } => "refused",
             Error::Source { error: SourceError::Interrupted { .. }, .. } | Error::Interrupted => "interrupted",
-            Error::Source { .. } | Error::AllFailed(_) => "source",
+            Error::Source { .. } | Error::NothingCaptured { .. } | Error::AllFailed(_) => "source",
             Error::Empty { .. } => "empty",
             Error::NotConfirmed => "not-confirmed",
         }
@@ -189,7 +199,8 @@ impl Error {
                 "this version cannot verify by restoring yet; name a backup (`latest`, or an id of `altlas-backup list`) to restore it unverified".into(),
             ),
             Error::NotConfirmed => Some("`--yes` carries out a plan without asking".into()),
-            Error::Interrupted => None,
+            // Each of the failures names its reason.
+            Error::NothingCaptured { .. } | Error::Interrupted => None,
         }
     }
 }

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Context, Error, browse};
 use crate::{
     pipeline::{PartReader, SnapshotReader},
-    repository::{BackupId, Catalog, Head, RepositoryError, Selector},
+    repository::{BackupId, Catalog, Head, Manifest, RepositoryError, Selector},
 };
 
 /// One source's snapshot, ready to be read.
@@ -44,7 +44,7 @@ pub async fn open_backup(
     let catalog = Catalog::read(&repository).await?;
     let head = browse::select(&catalog, selector, sources, repository.store().url())?;
     let names: Vec<String> = match sources {
-        [] => head.sources.iter().filter(|source| source.state.is_usable()).map(|source| source.name.clone()).collect(),
+        [] => head.sources.iter().filter(|source| source.state.is_there()).map(|source| source.name.clone()).collect(),
         names => names.to_vec(),
     };
     fits(head, &names)?;
@@ -63,6 +63,12 @@ pub async fn open_backup(
     if let Some(trust) = missing.into_iter().next() {
         return Err(RepositoryError::from(trust).into());
     }
+    let mut notes = match selector {
+        Selector::Latest => catalog.passed_over(head),
+        _ => Vec::new(),
+    };
+    notes.extend(catalog.unknown.as_ref().map(|unknown| format!("{unknown}; {}", unknown.hint())));
+    notes.extend(lacking(head, sources, &manifests));
     let parts = PartReader::new(repository.store().clone(), epoch.clone(), context.budget(), context.progress.clone())
         .map_err(RepositoryError::from)?;
     let snapshots = manifests
@@ -73,10 +79,19 @@ pub async fn open_backup(
             snapshot: SnapshotReader::new(manifest, parts.clone()),
         })
         .collect();
-    let mut notes = match selector {
-        Selector::Latest => catalog.passed_over(head),
-        _ => Vec::new(),
-    };
-    notes.extend(catalog.unknown.as_ref().map(|unknown| format!("{unknown}; {}", unknown.hint())));
     Ok(OpenBackup { backup: head.backup.clone(), started: head.started, notes, snapshots })
+}
+
+/// What was asked of the backup and is not in it, in words; `sources` are those that are asked for now, or none for all.
+fn lacking(head: &Head, sources: &[String], manifests: &[Manifest]) -> Vec<String> {
+    let failed = head.sources.iter().filter(|source| sources.is_empty() && !source.state.is_there());
+    let of_manifest = |manifest: &Manifest| {
+        let name = manifest.source.name.clone();
+        let told = move |what| format!("the snapshot of `{name}` is partial, this is not in it: {what}");
+        manifest.failed.clone().into_iter().map(told)
+    };
+    failed
+        .map(|source| format!("the backup holds nothing of `{}`, which failed", source.name))
+        .chain(manifests.iter().flat_map(of_manifest))
+        .collect()
 }

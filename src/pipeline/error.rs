@@ -29,6 +29,14 @@ pub enum PipelineError {
     /// age refused.
     #[error("a part could not be encrypted: {0}")]
     Encryption(String),
+    /// A fault of this program: a source asks for a larger window than every budget has.
+    #[error("a window of {window} bytes was asked for; the largest is {most}")]
+    WindowTooLarge {
+        /// Bytes asked for.
+        window: u64,
+        /// Bytes that every budget has.
+        most: u64,
+    },
     /// This machine cannot read parts.
     #[error(transparent)]
     Locked(#[from] Locked),
@@ -71,7 +79,10 @@ impl PipelineError {
             }
             PipelineError::CompressorFault { .. } => Some("memory or processor may be faulty: run the backup on another machine".into()),
             PipelineError::Locked(locked) => Some(locked.hint()),
-            PipelineError::Compressor(_) | PipelineError::Encryption(_) | PipelineError::Stopped => None,
+            PipelineError::Compressor(_)
+            | PipelineError::Encryption(_)
+            | PipelineError::WindowTooLarge { .. }
+            | PipelineError::Stopped => None,
         }
     }
 }

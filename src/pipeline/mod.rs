@@ -9,6 +9,7 @@
 //! This module must not know what rows mean, nor what a server is.
 
 mod budget;
+mod clock;
 mod codec;
 mod cut;
 mod error;
@@ -16,7 +17,8 @@ mod read;
 mod write;
 
 pub use self::{
-    budget::{Budget, Lease, MIN_BUDGET},
+    budget::{Budget, Lease, MIN_BUDGET, MOST_WINDOW},
+    clock::Clock,
     cut::{CUT_POLICY, RowHasher},
     error::PipelineError,
     read::{PartReader, Plain, SnapshotReader},

@@ -3,17 +3,19 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
+use jiff::Timestamp;
 use serde_json::Value;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     task::JoinSet,
 };
 
 use super::{
-    Budget, Lease, PipelineError, Progress,
-    budget::BASE,
+    Budget, Clock, Lease, PipelineError, Progress,
+    budget::{BASE, MOST_WINDOW, Slot},
     codec,
     cut::{Cutter, Piece},
 };
@@ -62,6 +64,7 @@ pub struct Pipeline {
     known: Mutex<HashMap<[u8; 32], Known>>,
     reusable: ReusableParts,
     progress: Arc<Progress>,
+    clock: Clock,
 }
 
 impl Pipeline {
@@ -89,12 +92,8 @@ impl Pipeline {
             known: Mutex::default(),
             reusable,
             progress,
+            clock: Clock::start(),
         })
-    }
-
-    /// Writers that may be open at once.
-    pub fn writers(&self) -> usize {
-        self.budget.writers_in_all()
     }
 
     /// A writer for the snapshot of one source.
@@ -272,20 +271,42 @@ impl SnapshotWriter {
     /// # Errors
     /// What made an earlier part of this snapshot fail.
     pub async fn artifact(&self, path: impl Into<String>, format: Format) -> Result<ArtifactWriter<'_>, PipelineError> {
+        self.artifact_with_window(path, format, 0).await
+    }
+
+    /// The same with `window` bytes of the memory budget, at most [`MOST_WINDOW`], for what the source sends before it is taken: they are
+    /// the caller's from the moment the writer is there until it is finished or dropped, beside what the writer takes for its parts.
+    ///
+    /// # Errors
+    /// As [`SnapshotWriter::artifact`]; `WindowTooLarge`.
+    pub async fn artifact_with_window(
+        &self,
+        path: impl Into<String>,
+        format: Format,
+        window: u64,
+    ) -> Result<ArtifactWriter<'_>, PipelineError> {
         self.failure.check()?;
-        let slot = self.pipeline.budget.writer().await?;
+        if window > MOST_WINDOW {
+            return Err(PipelineError::WindowTooLarge { window, most: MOST_WINDOW });
+        }
+        let slot = self.pipeline.budget.writer(window).await?;
         Ok(ArtifactWriter {
             snapshot: self,
             path: path.into(),
             format,
             cutter: match format {
                 Format::Sql | Format::CopyText => Cutter::rows(self.pipeline.epoch.keys.fingerprint_seed()),
-                Format::Rdb => Cutter::slices(self.pipeline.epoch.keys.fingerprint_seed()),
+                Format::Rdb | Format::JetStream => Cutter::slices(self.pipeline.epoch.keys.fingerprint_seed()),
             },
             lease: None,
             parts: Vec::new(),
             _slot: slot,
         })
+    }
+
+    /// When `at` was, by the clock that all cuts of this run are told on.
+    pub fn time(&self, at: Instant) -> Timestamp {
+        self.pipeline.clock.time(at)
     }
 
     /// The seed of row hashes of this run.
@@ -363,7 +384,7 @@ pub struct ArtifactWriter<'a> {
     cutter: Cutter,
     lease: Option<Lease>,
     parts: Vec<oneshot::Receiver<PartRef>>,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 impl ArtifactWriter<'_> {
@@ -451,7 +472,7 @@ impl ArtifactWriter<'_> {
         let fingerprint = match self.format {
             Format::Sql => None,
             Format::CopyText => counted,
-            Format::Rdb => told,
+            Format::Rdb | Format::JetStream => told,
         };
         self.snapshot.artifacts.lock().unwrap_or_else(PoisonError::into_inner).push(OpenArtifact {
             path: std::mem::take(&mut self.path),

@@ -2,4 +2,4 @@
 
 mod text;
 
-pub use text::{ago, bytes, count, duration, list, printable, time};
+pub use text::{ago, bytes, count, duration, instant, list, printable, seconds, time};

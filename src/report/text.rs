@@ -60,6 +60,22 @@ pub fn duration(d: Duration) -> String {
     }
 }
 
+/// A time in seconds with the precision that is of use: `0 ms`, `0.4 ms`, `12 ms`, `1.25 s`, and as [`duration`] from a minute on.
+pub fn seconds(seconds: f64) -> String {
+    match seconds {
+        _ if !(seconds > 0.0) => "0 ms".to_owned(),
+        ..0.00095 => format!("{:.1} ms", (seconds * 1e3).max(0.1)),
+        ..0.9995 => format!("{:.0} ms", seconds * 1e3),
+        ..59.995 => format!("{seconds:.2} s"),
+        _ => duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)),
+    }
+}
+
+/// RFC 3339 to the millisecond, UTC.
+pub fn instant(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()
+}
+
 /// RFC 3339 to the second, UTC.
 pub fn time(at: Timestamp) -> String {
     at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -113,6 +129,21 @@ mod tests {
         assert_eq!(duration(Duration::from_millis(420)), "0.4 s");
         assert_eq!(duration(Duration::from_secs(200)), "3 min 20 s");
         assert_eq!(duration(Duration::from_secs(7200)), "2 h");
+        for (value, text) in [
+            (0.0, "0 ms"),
+            (0.000_01, "0.1 ms"),
+            (0.000_44, "0.4 ms"),
+            (0.000_96, "1 ms"),
+            (0.012, "12 ms"),
+            (0.9996, "1.00 s"),
+            (1.254, "1.25 s"),
+            (59.996, "59 s"),
+            (200.0, "3 min 20 s"),
+            (f64::NAN, "0 ms"),
+        ] {
+            assert_eq!(seconds(value), text);
+        }
+        assert_eq!(instant("2026-11-23T01:00:00.0125Z".parse().unwrap()), "2026-11-23T01:00:00.012Z");
         let now: Timestamp = "2026-11-23T04:00:00Z".parse().unwrap();
         assert_eq!(ago("2026-11-23T01:00:00Z".parse().unwrap(), now), "3 h ago");
         assert_eq!(ago("2026-11-23T04:05:00Z".parse().unwrap(), now), "in 5 min");

@@ -241,6 +241,7 @@ mod tests {
             started,
             finished: started,
             state: BackupState::Complete,
+            skew: None,
             anchors: Anchors { install_mark: String::new(), epoch: String::new(), keys: String::new() },
             sources: Vec::new(),
         }));

@@ -26,13 +26,39 @@ pub struct SourceIdentity {
     pub kind: String,
 }
 
-/// The instant of a snapshot.
+/// The instant of a snapshot, or the instants, by the clock of the machine that made the backup.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cut {
-    /// When, by the clock of the machine that took the backup.
+    /// When; the last, where there are several.
     pub at: Timestamp,
+    /// The first, where there are several: one a database, or a stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<Timestamp>,
+    /// How far off, either way, each may be, in seconds: nobody tells when a server took it, only when it was asked and when the answer
+    /// came.
+    #[serde(default)]
+    pub error_seconds: f64,
     /// What the source says of it (a snapshot id and LSN, a replication offset).
     pub anchor: Value,
+}
+
+impl Cut {
+    /// An instant between the question and the answer: the middle, and half of the time between as its error.
+    pub fn between(asked: Timestamp, answered: Timestamp, anchor: Value) -> Self {
+        // A clock that was set back in between says nothing but that it was.
+        let half = answered.duration_since(asked).unsigned_abs() / 2;
+        let at = asked.min(answered).checked_add(half).unwrap_or(answered);
+        Self { at, first: None, error_seconds: half.as_secs_f64(), anchor }
+    }
+
+    /// Several as one, from the first to the last, with the largest error; the anchors are listed. `None` of none.
+    pub fn of_all(cuts: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let cuts: Vec<Self> = cuts.into_iter().collect();
+        let at = cuts.iter().map(|cut| cut.at).max()?;
+        let first = cuts.iter().map(|cut| cut.first.unwrap_or(cut.at)).min().filter(|first| *first < at);
+        let error_seconds = cuts.iter().map(|cut| cut.error_seconds).fold(0.0, f64::max);
+        Some(Self { at, first, error_seconds, anchor: cuts.into_iter().map(|cut| cut.anchor).collect() })
+    }
 }
 
 /// How an artifact's bytes read.
@@ -45,6 +71,9 @@ pub enum Format {
     CopyText,
     /// A slice of a Redis RDB file; the parts in order are the file.
     Rdb,
+    /// A slice of a JetStream archive, decompressed; the parts in order are the archive.
+    #[serde(rename = "jetstream")]
+    JetStream,
 }
 
 /// Order-independent proof of a table's content. Two tables with equal fingerprints under one seed hold the same rows.
@@ -121,6 +150,9 @@ pub struct Manifest {
     pub cut: Cut,
     /// What was left out, in words.
     pub uncovered: Vec<String>,
+    /// What could not be captured, in words with the reason; with any the snapshot is partial.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failed: Vec<String>,
     /// What to know of the snapshot, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,

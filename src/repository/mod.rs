@@ -25,7 +25,7 @@ pub use self::{
     commit::Commit,
     epoch::{EarlierEpoch, Epoch, EpochRecord, Protection},
     error::{Locked, RepositoryError, Trust},
-    head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, SnapshotState},
+    head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, Skew, SnapshotState},
     id::{BackupId, EpochId, RepositoryId, RunTail},
     keyring::Keyring,
     keys::Keys,

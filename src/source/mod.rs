@@ -11,6 +11,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 pub use self::error::SourceError;
@@ -43,17 +44,53 @@ pub struct Finding {
     pub hint: Option<String>,
 }
 
+/// Told once, when the last instant of a snapshot is fixed: what must be cut after it may then be. Dropping it says that it never
+/// will be.
+#[derive(Debug)]
+pub struct Fixed(oneshot::Sender<()>);
+
+impl Fixed {
+    /// One, and what hears of it: an error there says that it was dropped.
+    pub fn pair() -> (Self, oneshot::Receiver<()>) {
+        let (told, hears) = oneshot::channel();
+        (Self(told), hears)
+    }
+
+    /// Every instant of the snapshot is fixed.
+    pub fn now(self) {
+        // Where nobody waits for it any more, the run is over.
+        let _ = self.0.send(());
+    }
+}
+
 /// A server that can be backed up and restored into.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// Looks at everything a backup needs and touches nothing: reachable? privileges? versions? what is not covered?
-    async fn check(&self) -> Vec<Finding>;
-
-    /// Fixes the instant of the snapshot and holds it.
+    /// Looks at everything a backup needs and touches nothing: reachable? privileges? versions? what is not covered? Adds what it
+    /// finds to `findings`.
     ///
     /// # Errors
-    /// Whatever keeps a complete snapshot from being taken, by name.
-    async fn cut(&self) -> Result<Box<dyn Capture>, SourceError>;
+    /// What keeps it from looking further: one more finding, and a problem.
+    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), SourceError>;
+
+    /// All of [`Source::findings`], its error too.
+    async fn check(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Err(error) = self.findings(&mut findings).await {
+            findings.push(Finding { level: Level::Problem, text: error.to_string(), hint: error.hint() });
+        }
+        findings
+    }
+
+    /// Takes a snapshot: fixes its instant, says so by `fixed`, and sends everything into the pipeline.
+    ///
+    /// A server that sends its snapshot unasked from the cut on is not asked before there is a writer for it
+    /// ([`SnapshotWriter::artifact`] waits for one). What waits for `fixed` waits with nothing held, so whoever waits for a writer
+    /// before it has said so only waits for transfers that go on by themselves.
+    ///
+    /// # Errors
+    /// Whatever kept it from being complete, by name. An artifact that was not finished is not part of the snapshot.
+    async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError>;
 
     /// Looks at the target and says what a restore of `snapshot` would do. Touches nothing.
     ///
@@ -66,31 +103,22 @@ pub trait Source: Send + Sync {
     ) -> Result<Box<dyn Restore>, SourceError>;
 }
 
-/// A snapshot whose instant is fixed.
-#[async_trait]
-pub trait Capture: Send {
-    /// The instant.
-    fn cut(&self) -> Cut;
-
-    /// Sends everything into the pipeline.
-    ///
-    /// # Errors
-    /// Whatever kept it from being complete. An artifact that was not finished is not part of the snapshot.
-    async fn transfer(self: Box<Self>, into: &SnapshotWriter) -> Result<Captured, SourceError>;
-}
-
 /// What a source has to say of a snapshot it transferred.
 #[derive(Debug)]
 pub struct Captured {
+    /// Its instant, or instants.
+    pub cut: Cut,
     /// What it needs to know to restore it.
     pub detail: Value,
     /// What was left out, in words.
     pub uncovered: Vec<String>,
+    /// What was asked for and could not be captured while the rest was, in words with the reason. With any the snapshot is partial.
+    pub failed: Vec<String>,
     /// What to know of it, in words.
     pub notes: Vec<String>,
     /// What it is and holds, in words, for whoever looks at it.
     pub about: Vec<String>,
-    /// There was nothing to capture.
+    /// It holds nothing: there was nothing to capture, or all of it is in `failed`.
     pub empty: bool,
 }
 

@@ -18,6 +18,7 @@ use super::{
     error::NatsError,
     server::{Connection, Version},
 };
+use crate::pipeline::MOST_WINDOW;
 
 /// What a server may send unacknowledged: 8 MiB in all versions, unless it is asked for another number, which those before 2.12.5 do
 /// not know and some refuse.
@@ -25,7 +26,7 @@ const UNACKNOWLEDGED: u64 = 8 * 1024 * 1024;
 /// A chunk, of a server that waits for acknowledgements. Larger ones are not faster.
 const CHUNK: u64 = 64 * 1024;
 /// A chunk, of one that sends a hundred a second whatever we do.
-const SMALL_CHUNK: u64 = 8 * 1024;
+const SMALL_CHUNK: u64 = 4 * 1024;
 /// A stalled snapshot is kept alive by one acknowledgement in this time.
 const TRICKLE: Duration = Duration::from_secs(1);
 /// A server that sends nothing for so long sends nothing any more: one that is killed, or whose stream is deleted, says nothing.
@@ -36,8 +37,8 @@ pub(super) fn window(version: Version) -> u64 {
     match version.waits_for_acknowledgements() {
         // For a minute of trickling.
         true => UNACKNOWLEDGED + 4 * 1024 * 1024,
-        // For 25 seconds of a hundred chunks.
-        false => UNACKNOWLEDGED + 20 * 1024 * 1024,
+        // For twenty seconds of a hundred chunks; more than the smallest budget cannot be had.
+        false => MOST_WINDOW,
     }
 }
 

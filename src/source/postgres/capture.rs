@@ -1,8 +1,11 @@
 //! Capture: one exported snapshot a database, everything locked before anything is read.
 
-use std::{collections::VecDeque, sync::Mutex, sync::PoisonError, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use async_trait::async_trait;
 use futures::{TryStreamExt, future::try_join_all};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -18,7 +21,7 @@ use super::{
 };
 use crate::{
     pipeline::{Cut, Format, SnapshotWriter},
-    source::{Capture, Captured, SourceError},
+    source::{Captured, SourceError},
 };
 
 /// How often a capture starts over because a relation was rewritten or dropped before its lock.
@@ -116,6 +119,7 @@ impl TableDetail {
 /// One database whose snapshot is held open by `holder`.
 struct HeldDatabase {
     detail: DatabaseDetail,
+    cut: Cut,
     holder: Session,
     relations: Vec<Relation>,
 }
@@ -129,8 +133,6 @@ pub(super) struct PostgresCapture {
     reads_passwords: bool,
     databases: Vec<HeldDatabase>,
     uncovered: Vec<String>,
-    /// When the first database was cut.
-    cut_at: Timestamp,
 }
 
 /// What keeps an attempt at a snapshot from being used.
@@ -142,7 +144,7 @@ enum Attempt {
 
 impl PostgresCapture {
     /// Cuts every database that the configuration means.
-    pub(super) async fn begin(server: &Server) -> Result<Self, PostgresError> {
+    pub(super) async fn begin(server: &Server, into: &SnapshotWriter) -> Result<Self, PostgresError> {
         let session = server.connect(server.maintenance()).await?;
         let version = catalog::version(server, &session).await?;
         let tools_dir = server.config.tools_dir.as_deref();
@@ -156,28 +158,19 @@ impl PostgresCapture {
         if !role.reads_passwords {
             uncovered.push(format!("passwords of roles, which role `{}` may not read", role.name));
         }
-        let cut_at = Timestamp::now();
         let mut databases = Vec::with_capacity(names.len());
         for name in &names {
-            databases.push(hold(server, name, &role.name).await?);
+            databases.push(hold(server, name, &role.name, into).await?);
         }
-        Ok(Self {
-            server: server.clone(),
-            tools,
-            version,
-            reads_passwords: role.reads_passwords,
-            databases,
-            uncovered,
-            cut_at,
-        })
+        Ok(Self { server: server.clone(), tools, version, reads_passwords: role.reads_passwords, databases, uncovered })
     }
 }
 
 /// Takes one database's snapshot; starts over when a relation changed under it.
-async fn hold(server: &Server, name: &str, role: &str) -> Result<HeldDatabase, PostgresError> {
+async fn hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter) -> Result<HeldDatabase, PostgresError> {
     let mut last = String::new();
     for attempt in 1..=ATTEMPTS {
-        match try_hold(server, name, role).await? {
+        match try_hold(server, name, role, into).await? {
             Attempt::Held(held) => return Ok(*held),
             Attempt::Changed(relation) => {
                 tracing::info!(
@@ -190,12 +183,13 @@ async fn hold(server: &Server, name: &str, role: &str) -> Result<HeldDatabase, P
     Err(PostgresError::Changed { relation: last, database: name.to_owned(), attempts: ATTEMPTS })
 }
 
-async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, PostgresError> {
+async fn try_hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter) -> Result<Attempt, PostgresError> {
     let holder = server.connect(name).await?;
     holder
         .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         .await
         .map_err(query("beginning the snapshot's transaction"))?;
+    let asked = Instant::now();
     let row = holder
         .query_one(
             "SELECT pg_catalog.pg_export_snapshot(), (CASE WHEN pg_catalog.pg_is_in_recovery() \
@@ -204,7 +198,10 @@ async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, Po
         )
         .await
         .map_err(query(format!("exporting the snapshot of database `{name}`")))?;
-    let cut_at = Timestamp::now();
+    let (asked, answered) = (into.time(asked), into.time(Instant::now()));
+    let (snapshot, lsn): (String, String) = (row.get(0), row.get(1));
+    let mut cut = Cut::between(asked, answered, serde_json::Value::Null);
+    cut.anchor = json!({"database": name, "at": cut.at, "lsn": lsn, "snapshot": snapshot});
     let mut relations = catalog::relations(&holder).await?;
     if let Some(what) = catalog::not_supported(&holder, &relations).await? {
         return Err(PostgresError::NotSupported { database: name.to_owned(), what });
@@ -241,15 +238,15 @@ async fn try_hold(server: &Server, name: &str, role: &str) -> Result<Attempt, Po
         folder: format!("databases/{}", catalog::shown_name(name)),
         row_settings: connect::row_settings(),
         encoding,
-        cut_at,
-        snapshot: row.get(0),
-        lsn: row.get(1),
+        cut_at: cut.at,
+        snapshot,
+        lsn,
         tables,
         objects,
         extensions,
         tablespaces,
     };
-    Ok(Attempt::Held(Box::new(HeldDatabase { detail, holder, relations })))
+    Ok(Attempt::Held(Box::new(HeldDatabase { detail, cut, holder, relations })))
 }
 
 /// ACCESS SHARE on every table, before anything is read. Returns a relation that was dropped meanwhile.
@@ -297,16 +294,14 @@ async fn locked_by_others(holder: &Session, tables: &[&Relation]) -> Vec<String>
     locked
 }
 
-#[async_trait]
-impl Capture for PostgresCapture {
-    fn cut(&self) -> Cut {
-        let anchors = self.databases.iter().map(|held| {
-            json!({"database": held.detail.name, "at": held.detail.cut_at, "lsn": held.detail.lsn, "snapshot": held.detail.snapshot})
-        });
-        Cut { at: self.cut_at, anchor: anchors.collect() }
-    }
-
-    async fn transfer(self: Box<Self>, into: &SnapshotWriter) -> Result<Captured, SourceError> {
+impl PostgresCapture {
+    /// Sends everything into the pipeline.
+    ///
+    /// # Errors
+    /// Whatever kept it from being complete.
+    pub(super) async fn transfer(self, into: &SnapshotWriter) -> Result<Captured, SourceError> {
+        let cut = Cut::of_all(self.databases.iter().map(|held| held.cut.clone()))
+            .ok_or_else(|| PostgresError::Empty { server: self.server.name(), databases: Vec::new() })?;
         into.progress().set_phase("roles");
         self.globals(into).await?;
         // All definitions before any rows: `pg_dump` locks the tables too, and waits in vain behind someone who waits for us.
@@ -332,11 +327,17 @@ impl Capture for PostgresCapture {
         let empty = detail.databases.iter().all(|database| database.tables == 0);
         let detail =
             serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
-        Ok(Captured { detail, uncovered: self.uncovered, notes: Vec::new(), about: Vec::new(), empty })
+        Ok(Captured {
+            cut,
+            detail,
+            uncovered: self.uncovered,
+            failed: Vec::new(),
+            notes: Vec::new(),
+            about: Vec::new(),
+            empty,
+        })
     }
-}
 
-impl PostgresCapture {
     async fn globals(&self, into: &SnapshotWriter) -> Result<(), SourceError> {
         let program = self.tools.command("pg_dumpall", &self.server, self.server.maintenance())?;
         let restrict = restrict_argument(&self.tools, into).await?;

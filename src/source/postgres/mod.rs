@@ -19,8 +19,12 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 
 use self::{capture::PostgresCapture, catalog::RelationKind, connect::Server, tools::Tools};
-use super::{Capture, Finding, Level, Restore, RestoreRequest, Source, SourceError};
-use crate::{config::PostgresConfig, pipeline::SnapshotReader, report};
+use super::{Captured, Finding, Fixed, Level, Restore, RestoreRequest, Source, SourceError};
+use crate::{
+    config::PostgresConfig,
+    pipeline::{SnapshotReader, SnapshotWriter},
+    report,
+};
 
 pub use self::error::PostgresError;
 
@@ -37,8 +41,11 @@ impl PostgresSource {
     pub fn new(config: PostgresConfig, password: Option<SecretString>) -> Self {
         Self { server: Server::new(config, password) }
     }
+}
 
-    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), PostgresError> {
+#[async_trait]
+impl Source for PostgresSource {
+    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), SourceError> {
         let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
         let server = &self.server;
         let session = server.connect(server.maintenance()).await?;
@@ -61,7 +68,7 @@ impl PostgresSource {
             let session = server.connect(name).await?;
             let mut relations = catalog::relations(&session).await?;
             if let Some(what) = catalog::not_supported(&session, &relations).await? {
-                return Err(PostgresError::NotSupported { database: name.clone(), what });
+                return Err(PostgresError::NotSupported { database: name.clone(), what }.into());
             }
             let unreadable: Vec<String> = relations
                 .iter()
@@ -71,7 +78,7 @@ impl PostgresSource {
             if !unreadable.is_empty() {
                 let total = unreadable.len();
                 let names = unreadable.into_iter().take(5).collect();
-                return Err(PostgresError::Unreadable { role: role.name, database: name.clone(), names, total });
+                return Err(PostgresError::Unreadable { role: role.name, database: name.clone(), names, total }.into());
             }
             let timeout = format!("SET lock_timeout = '{}ms'", server.config.lock_timeout.as_millis());
             session.batch_execute(&timeout).await.map_err(error::query("setting the lock timeout"))?;
@@ -88,24 +95,15 @@ impl PostgresSource {
             add(Level::Ok, text);
         }
         match tables {
-            0 => Err(PostgresError::Empty { server: server.name(), databases: names }),
+            0 => Err(PostgresError::Empty { server: server.name(), databases: names }.into()),
             _ => Ok(()),
         }
     }
-}
 
-#[async_trait]
-impl Source for PostgresSource {
-    async fn check(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        if let Err(error) = self.findings(&mut findings).await {
-            findings.push(Finding { level: Level::Problem, text: error.to_string(), hint: error.hint() });
-        }
-        findings
-    }
-
-    async fn cut(&self) -> Result<Box<dyn Capture>, SourceError> {
-        Ok(Box::new(PostgresCapture::begin(&self.server).await?))
+    async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
+        let held = PostgresCapture::begin(&self.server, into).await?;
+        fixed.now();
+        held.transfer(into).await
     }
 
     async fn plan_restore(

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -25,8 +24,8 @@ use super::{
     tally::{Contents, Tally},
 };
 use crate::{
-    pipeline::{Cut, Fingerprint, Format, PipelineError, SnapshotWriter},
-    source::{Capture, Captured, SourceError},
+    pipeline::{ArtifactWriter, Cut, Fingerprint, Format, PipelineError, SnapshotWriter},
+    source::{Captured, Fixed, SourceError},
 };
 
 /// The artifact.
@@ -49,29 +48,6 @@ pub(super) struct Detail {
     pub(super) contents: Option<Contents>,
 }
 
-/// A dump whose cut is taken.
-pub(super) struct RedisCapture {
-    dump: Dump,
-    facts: Facts,
-    server: Server,
-}
-
-impl RedisCapture {
-    pub(super) async fn begin(server: &Server) -> Result<Self, RedisError> {
-        let session = server.session().await?;
-        let facts = Facts::ask(server, &session).await?;
-        let allowed = server.config.allow_server_dump;
-        let (form, why) =
-            form::choose(&facts, allowed).map_err(|reason| RedisError::NoForm { server: server.name(), reason })?;
-        tracing::debug!("{}: dump by {}: {why}", server.name(), form.name());
-        let dump = match Dump::request(server, form).await {
-            Ok(dump) => dump,
-            Err(error) => return Err(aftermath(server, form, error).await),
-        };
-        Ok(Self { dump, facts, server: server.clone() })
-    }
-}
-
 /// How long it may take to look at a server after a failed dump.
 const AFTERMATH: Duration = Duration::from_secs(10);
 
@@ -90,53 +66,82 @@ async fn aftermath(server: &Server, form: Form, error: RedisError) -> RedisError
     }
 }
 
-#[async_trait]
-impl Capture for RedisCapture {
-    fn cut(&self) -> Cut {
-        let anchor = json!({"replication_id": self.dump.replication_id, "offset": self.dump.offset});
-        Cut { at: self.dump.at, anchor }
-    }
+/// Takes a snapshot. The dump is asked for only when there is a writer for it: a server does not wait with one.
+pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
+    let mut writer = into.artifact(PATH, Format::Rdb).await?;
+    let session = server.session().await?;
+    let facts = Facts::ask(server, &session).await?;
+    let (form, why) = form::choose(&facts, server.config.allow_server_dump)
+        .map_err(|reason| RedisError::NoForm { server: server.name(), reason })?;
+    tracing::debug!("{}: dump by {}: {why}", server.name(), form.name());
+    let dump = match Dump::request(server, form).await {
+        Ok(dump) => dump,
+        Err(error) => return Err(aftermath(server, form, error).await.into()),
+    };
+    let cut = cut(&dump, into);
+    fixed.now();
+    into.progress().set_phase(format!("reading the dump of {}", server.name()));
+    let taken = transfer(server, dump, into, &mut writer).await?;
+    let described = describe(&facts, form, taken);
+    writer.finish_with(described.fingerprint, serde_json::Value::Null).await?;
+    let about = described.detail.about();
+    let detail =
+        serde_json::to_value(described.detail).map_err(|error| RedisError::Detail { detail: error.to_string() })?;
+    Ok(Captured {
+        cut,
+        detail,
+        uncovered: Vec::new(),
+        failed: Vec::new(),
+        notes: described.notes,
+        about,
+        empty: described.empty,
+    })
+}
 
-    async fn transfer(self: Box<Self>, into: &SnapshotWriter) -> Result<Captured, SourceError> {
-        let Self { dump, facts, server } = *self;
-        let form = dump.form;
-        let progress = into.progress().clone();
-        progress.set_phase(format!("reading the dump of {}", server.name()));
-        let mut writer = into.artifact(PATH, Format::Rdb).await?;
-        let (taken, pass) = take(dump, into.fingerprint_seed(), Tally::new(Some(progress)));
-        let mut pass = pass;
-        let writing = async {
-            while let Some(chunk) = pass.recv().await {
-                writer.write(&chunk).await?;
+/// The server forks and answers in one go, so the cut is no longer before the answer than that was on its way.
+fn cut(dump: &Dump, into: &SnapshotWriter) -> Cut {
+    let anchor = json!({"replication_id": dump.replication_id, "offset": dump.offset});
+    let earliest = dump.at.checked_sub(dump.round_trip).unwrap_or(dump.at);
+    Cut::between(into.time(earliest), into.time(dump.at), anchor)
+}
+
+/// From the socket into the pipeline.
+async fn transfer(
+    server: &Server,
+    dump: Dump,
+    into: &SnapshotWriter,
+    writer: &mut ArtifactWriter<'_>,
+) -> Result<Taken, SourceError> {
+    let form = dump.form;
+    let (taken, mut pass) = take(dump, into.fingerprint_seed(), Tally::new(Some(into.progress().clone())));
+    let writing = async move {
+        while let Some(chunk) = pass.recv().await {
+            writer.write(&chunk).await?;
+        }
+        // With the channel everything before it stops, if this ended early.
+        drop(pass);
+        Ok::<_, PipelineError>(())
+    };
+    // Whichever fails first is the cause, and the other is dropped: it may wait for a store that stalls.
+    let taken = {
+        let (mut writing, mut taken) = (std::pin::pin!(writing), std::pin::pin!(taken));
+        tokio::select! {
+            biased;
+            written = &mut writing => {
+                written?;
+                taken.await
             }
-            // With the channel everything before it stops, if this ended early.
-            drop(pass);
-            Ok::<_, PipelineError>(())
-        };
-        // Whichever fails first is the cause, and the other is dropped: it may wait for a store that stalls.
-        let taken = {
-            let (mut writing, mut taken) = (std::pin::pin!(writing), std::pin::pin!(taken));
-            tokio::select! {
-                biased;
-                written = &mut writing => {
-                    written?;
-                    taken.await?
+            taken = &mut taken => {
+                if taken.is_ok() {
+                    writing.await?;
                 }
-                taken = &mut taken => match taken {
-                    Ok(taken) => {
-                        writing.await?;
-                        taken
-                    }
-                    Err(error) => return Err(aftermath(&server, form, error).await.into()),
-                },
+                taken
             }
-        };
-        let described = describe(&facts, form, taken);
-        writer.finish_with(described.fingerprint, serde_json::Value::Null).await?;
-        let about = described.detail.about();
-        let detail =
-            serde_json::to_value(described.detail).map_err(|error| RedisError::Detail { detail: error.to_string() })?;
-        Ok(Captured { detail, uncovered: Vec::new(), notes: described.notes, about, empty: described.empty })
+        }
+    };
+    match taken {
+        Ok(taken) => Ok(taken),
+        Err(error) => Err(aftermath(server, form, error).await.into()),
     }
 }
 
@@ -148,7 +153,7 @@ struct Described {
     empty: bool,
 }
 
-fn describe(facts: &Facts, form: Form, taken: Taken<Tally>) -> Described {
+fn describe(facts: &Facts, form: Form, taken: Taken) -> Described {
     let mut detail = Detail {
         server: facts.name(),
         rdb: taken.version,
@@ -205,31 +210,31 @@ fn said_of(contents: &Contents) -> Vec<String> {
 }
 
 /// A file that was read to its end.
-pub(super) struct Taken<V> {
+pub(super) struct Taken {
     /// Its version.
     pub(super) version: String,
     /// Its bytes.
     pub(super) length: u64,
     /// Has it a checksum?
     pub(super) checksum: bool,
-    /// What the walk gave; absent where the file is newer than this program knows.
-    pub(super) tally: Option<V>,
+    /// What was counted; absent where the file is newer than this program knows.
+    pub(super) tally: Option<Tally>,
 }
 
 /// Reads a dump to its end: a future that does it, and the bytes of the file as they pass. The future ends early when the receiver
 /// is dropped.
-pub(super) fn take<V: rdb::Visitor + Send + 'static>(
+pub(super) fn take(
     mut dump: Dump,
     seed: u64,
-    visitor: V,
-) -> (impl Future<Output = Result<Taken<V>, RedisError>>, mpsc::Receiver<Bytes>) {
+    tally: Tally,
+) -> (impl Future<Output = Result<Taken, RedisError>>, mpsc::Receiver<Bytes>) {
     let (pass, passed) = mpsc::channel(CHUNKS);
     let taking = async move {
         let server = dump.server().to_owned();
         let announced = dump.announced().await?;
         let (chunks, read) = mpsc::channel(CHUNKS);
         let name = server.clone();
-        let walking = tokio::task::spawn_blocking(move || follow(read, pass, announced, seed, visitor, &name));
+        let walking = tokio::task::spawn_blocking(move || follow(read, pass, announced, seed, tally, &name));
         let length = read_dump(dump, announced, chunks).await;
         let walked = walking.await;
         // What the socket said is the cause, where the walk only found that bytes were missing.
@@ -350,16 +355,16 @@ impl Read for Passing {
 }
 
 /// Walks through the file and lets exactly its bytes pass.
-fn follow<V: rdb::Visitor>(
+fn follow(
     read: mpsc::Receiver<Bytes>,
     pass: mpsc::Sender<Bytes>,
     announced: Announced,
     seed: u64,
-    visitor: V,
+    tally: Tally,
     server: &str,
-) -> Result<Taken<V>, RedisError> {
+) -> Result<Taken, RedisError> {
     let mut passing = Passing { read, pass, current: Bytes::new(), at: 0, passed: 0, head: Vec::new() };
-    let walked = match rdb::walk(&mut passing, seed, visitor) {
+    let walked = match rdb::walk(&mut passing, seed, tally) {
         Ok(walked) => walked,
         Err(RdbError::TooNew { version }) => return unread(passing, announced, version, server),
         Err(error) => return Err(RedisError::Rdb { server: server.to_owned(), error }),
@@ -396,12 +401,7 @@ fn follow<V: rdb::Visitor>(
 }
 
 /// A file that this program does not know passes whole: up to its announced length, or to the mark at the connection's end.
-fn unread<V>(
-    mut passing: Passing,
-    announced: Announced,
-    version: String,
-    server: &str,
-) -> Result<Taken<V>, RedisError> {
+fn unread(mut passing: Passing, announced: Announced, version: String, server: &str) -> Result<Taken, RedisError> {
     let failed = |error: io::Error| RedisError::End { server: server.to_owned(), detail: error.to_string() };
     let hold = match announced {
         Announced::Length(_) => 0,
@@ -467,7 +467,7 @@ impl Checked {
 }
 
 /// For whoever counts without storing.
-pub(super) async fn count(dump: Dump, seed: u64, tally: Tally) -> Result<Taken<Tally>, RedisError> {
+pub(super) async fn count(dump: Dump, seed: u64, tally: Tally) -> Result<Taken, RedisError> {
     let (taking, mut pass) = take(dump, seed, tally);
     let dropping = async { while pass.recv().await.is_some() {} };
     let (taken, ()) = tokio::join!(taking, dropping);

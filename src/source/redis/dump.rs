@@ -4,10 +4,9 @@
 //! `PSYNC ? -1`; `+FULLRESYNC <replication id> <offset>` is the cut. Empty lines in between say that the server is at work: it sends
 //! one a second. Then `$<length>` or `$EOF:<40 bytes>` and the file (Redis' `replication.c`; research A1).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use jiff::Timestamp;
 
 use super::{error::RedisError, form::Form, server::Server, wire::Wire};
 
@@ -35,8 +34,10 @@ pub(super) struct Dump {
     pub(super) replication_id: String,
     /// Bytes of the replication stream at the cut.
     pub(super) offset: u64,
-    /// When `+FULLRESYNC` came, by our clock.
-    pub(super) at: Timestamp,
+    /// When `+FULLRESYNC` came.
+    pub(super) at: Instant,
+    /// How long question and answer took on this connection, where the server had nothing to do in between.
+    pub(super) round_trip: Duration,
     /// How the data comes.
     pub(super) form: Form,
 }
@@ -48,7 +49,9 @@ impl Dump {
         if matches!(form, Form::Diskless { .. }) {
             wire.ask("asking for a dump without a file", &[b"REPLCONF", b"capa", b"eof"]).await?;
         }
+        let asked = Instant::now();
         wire.ask("asking for a dump without later writes", &[b"REPLCONF", b"rdb-only", b"1"]).await?;
+        let round_trip = asked.elapsed();
         let what = "asking for a dump";
         wire.writing.send(what, &super::wire::command(&[b"PSYNC", b"?", b"-1"])).await?;
         let name = server.name();
@@ -59,9 +62,9 @@ impl Dump {
                 return Err(RedisError::Broken { server: name, what: what.into(), detail });
             }
         };
-        let at = Timestamp::now();
+        let at = Instant::now();
         let Some((replication_id, offset)) = full_resync(&line) else { return Err(not_expected(name, what, &line)) };
-        Ok(Self { wire, server: name, replication_id, offset, at, form })
+        Ok(Self { wire, server: name, replication_id, offset, at, round_trip, form })
     }
 
     /// Host and port of the server, for messages.

@@ -25,11 +25,11 @@ use std::path::Path;
 use async_trait::async_trait;
 use secrecy::SecretString;
 
-use self::{capture::RedisCapture, dump::Dump, facts::Facts, server::Server, tally::Tally, walk::Walk};
-use super::{Capture, Finding, Level, Restore, RestoreRequest, Source, SourceError};
+use self::{dump::Dump, facts::Facts, server::Server, tally::Tally, walk::Walk};
+use super::{Captured, Finding, Fixed, Level, Restore, RestoreRequest, Source, SourceError};
 use crate::{
     config::RedisConfig,
-    pipeline::{Fingerprint, Plain, SnapshotReader},
+    pipeline::{Fingerprint, Plain, SnapshotReader, SnapshotWriter},
     report,
 };
 
@@ -52,8 +52,11 @@ impl RedisSource {
     pub fn new(config: RedisConfig, password: Option<SecretString>) -> Self {
         Self { server: Server::new(config, password) }
     }
+}
 
-    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), RedisError> {
+#[async_trait]
+impl Source for RedisSource {
+    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), SourceError> {
         let server = &self.server;
         let session = server.session().await?;
         let facts = Facts::ask(server, &session).await?;
@@ -78,20 +81,9 @@ impl RedisSource {
         }
         Ok(())
     }
-}
 
-#[async_trait]
-impl Source for RedisSource {
-    async fn check(&self) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        if let Err(error) = self.findings(&mut findings).await {
-            findings.push(Finding { level: Level::Problem, text: error.to_string(), hint: error.hint() });
-        }
-        findings
-    }
-
-    async fn cut(&self) -> Result<Box<dyn Capture>, SourceError> {
-        Ok(Box::new(RedisCapture::begin(&self.server).await?))
+    async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
+        capture::capture(&self.server, into, fixed).await
     }
 
     async fn plan_restore(
