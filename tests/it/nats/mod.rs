@@ -1,0 +1,3 @@
+//! NATS servers.
+
+mod servers;
