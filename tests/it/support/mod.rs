@@ -10,6 +10,7 @@ pub mod binary;
 pub mod library;
 pub mod mode;
 pub mod nats;
+pub mod orders;
 pub mod postgres;
 pub mod process;
 pub mod proxy;

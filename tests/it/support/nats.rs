@@ -270,9 +270,9 @@ impl Nats {
         self.port
     }
 
-    /// The user that it asks for.
+    /// The user that it asks for; empty where it asks for a token.
     pub fn user(&self) -> &'static str {
-        USER
+        if self.setup.token { "" } else { USER }
     }
 
     /// The user's password, or the token where it asks for one.
@@ -420,16 +420,20 @@ impl Nats {
         NatsDigest(self.python("nats/digest.py", options))
     }
 
-    /// Starts `tests/fixtures/nats/writer.py`, which publishes, deletes and acknowledges until it is told to end.
-    pub fn writer(&self) -> Writer {
-        Writer::start(self.script("nats/writer.py"))
+    /// Starts `tests/fixtures/nats/writer.py`, which publishes, deletes and acknowledges until it is told to end; with so
+    /// many messages in its larger streams before.
+    #[track_caller]
+    pub fn writer(&self, prefill: u64) -> Writer {
+        let mut command = self.script("nats/writer.py");
+        command.args(["--prefill", &prefill.to_string()]);
+        Writer::start(command)
     }
 
     /// One of the scripts of `tests/fixtures`, with the address and the credentials as its first arguments.
     pub fn script(&self, script: &str) -> Command {
         let mut command: Command = tools::python();
-        let user = if self.setup.token { "" } else { USER };
-        command.arg(fixture(script)).arg(self.port.to_string()).arg(user).arg(&self.password).stdin(Stdio::null());
+        command.arg(fixture(script)).arg(self.port.to_string()).arg(self.user()).arg(&self.password);
+        command.stdin(Stdio::null());
         command
     }
 
