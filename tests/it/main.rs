@@ -1,4 +1,4 @@
-//! The tests that run against real servers: PostgreSQL, Redis and S3 servers that they start, fill and
+//! The tests that run against real servers: PostgreSQL, Redis, NATS and S3 servers that they start, fill and
 //! remove themselves.
 //!
 //! `scripts/tools` installs what they need; `scripts/test` calls it first.
@@ -17,6 +17,7 @@ mod fixture;
 mod harness;
 mod kill;
 mod memory;
+mod nats;
 mod overwrite;
 mod redis;
 mod roundtrip;

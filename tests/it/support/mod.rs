@@ -9,6 +9,8 @@
 pub mod binary;
 pub mod library;
 pub mod mode;
+pub mod nats;
+pub mod orders;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
@@ -62,4 +64,17 @@ pub fn wait_for<T>(what: &str, deadline: Duration, mut found: impl FnMut() -> Op
         assert!(start.elapsed() < deadline, "waited {deadline:?} for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Panics with what differs between two texts that are compared by their lines, at most ten lines a side.
+#[track_caller]
+pub fn assert_same_lines(left: &str, right: &str) {
+    if left == right {
+        return;
+    }
+    let only = |a: &str, b: &str| {
+        let b: std::collections::HashSet<&str> = b.lines().collect();
+        a.lines().filter(|line| !b.contains(line)).take(10).map(str::to_owned).collect::<Vec<_>>()
+    };
+    panic!("the contents differ; left: {:#?}\nright: {:#?}", only(left, right), only(right, left));
 }

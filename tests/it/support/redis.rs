@@ -16,7 +16,7 @@ use redis::{Client, Connection, ErrorKind, RedisError, RedisResult, Value};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::{fixture, free_port, postgres::give_to_postgres, process, temp_folder, tools, wait_for};
+use super::{assert_same_lines, fixture, free_port, postgres::give_to_postgres, process, temp_folder, tools, wait_for};
 
 /// A version of Redis that the tests can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -362,14 +362,7 @@ impl Digest {
     /// Panics with what differs, at most ten lines a side.
     #[track_caller]
     pub fn assert_same(&self, other: &Self) {
-        if self == other {
-            return;
-        }
-        let only = |a: &Self, b: &Self| {
-            let b: std::collections::HashSet<&str> = b.0.lines().collect();
-            a.0.lines().filter(|line| !b.contains(line)).take(10).map(str::to_owned).collect::<Vec<_>>()
-        };
-        panic!("the contents differ; left: {:#?}\nright: {:#?}", only(self, other), only(other, self));
+        assert_same_lines(&self.0, &other.0);
     }
 }
 

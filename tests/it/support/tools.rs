@@ -1,8 +1,8 @@
-//! Where the servers' programs are: Debian's PostgreSQL 15 and Redis 7.0, and the folder that `scripts/tools` fills.
+//! Where the servers' programs are: Debian's PostgreSQL 15, Redis 7.0 and NATS 2.9, and the folder that `scripts/tools` fills.
 
 use std::{path::PathBuf, process::Command};
 
-use super::{postgres::Major, redis::RedisVersion};
+use super::{nats::NatsVersion, postgres::Major, redis::RedisVersion};
 
 /// Are we root? PostgreSQL refuses to run as root, so its servers then run as the user `postgres`.
 pub fn is_root() -> bool {
@@ -69,7 +69,15 @@ pub fn redis_cli() -> PathBuf {
     existing("/usr/bin/redis-cli".into())
 }
 
-/// Debian's Python with the packages that `scripts/tools` keeps for it, redis-py among them, and nothing else around.
+/// A NATS server.
+pub fn nats_server(version: NatsVersion) -> PathBuf {
+    existing(match version {
+        NatsVersion::V29 => "/usr/sbin/nats-server".into(),
+        newer => folder().join(format!("bin/nats-server-{}", newer.number())),
+    })
+}
+
+/// Debian's Python with the packages that `scripts/tools` keeps for it, redis-py and nats-py among them, and nothing else around.
 pub fn python() -> Command {
     let mut command = Command::new(existing("/usr/bin/python3".into()));
     command.env_clear().envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C.UTF-8"), ("TZ", "UTC")]);
