@@ -14,7 +14,7 @@ use crate::{
     repository::{
         Artifact, Catalog, CatalogEntry, Head, Manifest, Repository, RepositoryError, Selector, Trust, part_key,
     },
-    source::redis::Recount,
+    source::{nats, redis},
 };
 
 /// Artifacts that are read at once; the memory budget bounds what that costs.
@@ -259,7 +259,8 @@ struct CheckedArtifact {
 /// The fingerprint of an artifact, computed again.
 enum Count {
     Rows(RowHasher),
-    Rdb(Recount),
+    Rdb(redis::Recount),
+    JetStream(nats::Recount),
     Nothing,
 }
 
@@ -268,10 +269,8 @@ impl Count {
         match (artifact.format, artifact.fingerprint) {
             (_, None) | (Format::Sql, _) => Self::Nothing,
             (Format::CopyText, _) => Self::Rows(RowHasher::new(seed)),
-            (Format::Rdb, _) => Self::Rdb(Recount::new(seed)),
-            // Here belongs the recount of JetStream's archives. Until it does, one with a fingerprint is said to be wrong rather than
-            // to be sound, since nothing was counted.
-            (Format::JetStream, _) => Self::Nothing,
+            (Format::Rdb, _) => Self::Rdb(redis::Recount::new(seed)),
+            (Format::JetStream, _) => Self::JetStream(nats::Recount::new(seed, &artifact.path)),
         }
     }
 
@@ -279,6 +278,7 @@ impl Count {
         match self {
             Self::Rows(hasher) => hasher.update(&part),
             Self::Rdb(recount) => recount.update(part).await,
+            Self::JetStream(recount) => recount.update(part).await,
             Self::Nothing => {}
         }
     }
@@ -287,6 +287,7 @@ impl Count {
         match self {
             Self::Rows(hasher) => Ok(hasher.finish()),
             Self::Rdb(recount) => recount.finish().await.map(Some),
+            Self::JetStream(recount) => recount.finish().await.map(Some),
             Self::Nothing => Ok(None),
         }
     }

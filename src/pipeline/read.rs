@@ -31,6 +31,12 @@ impl std::ops::Deref for Plain {
     }
 }
 
+impl AsRef<[u8]> for Plain {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Fetches and checks parts of one epoch. Cheap to clone.
 #[derive(Clone)]
 pub struct PartReader {

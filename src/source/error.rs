@@ -1,6 +1,6 @@
 //! What can go wrong with a source, whatever its kind.
 
-use super::{Refusal, postgres::PostgresError, redis::RedisError};
+use super::{Refusal, nats::NatsError, postgres::PostgresError, redis::RedisError};
 use crate::pipeline::PipelineError;
 
 /// A failed call on a source.
@@ -13,6 +13,9 @@ pub enum SourceError {
     /// Redis.
     #[error(transparent)]
     Redis(#[from] RedisError),
+    /// NATS.
+    #[error(transparent)]
+    Nats(#[from] NatsError),
     /// The way to or from the repository.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -44,6 +47,7 @@ impl SourceError {
         match self {
             SourceError::Postgres(error) => error.hint(),
             SourceError::Redis(error) => error.hint(),
+            SourceError::Nats(error) => error.hint(),
             SourceError::Pipeline(error) => error.hint(),
             SourceError::Refused { refusals } => {
                 Some(refusals.iter().map(|refusal| refusal.hint.as_str()).collect::<Vec<_>>().join("; "))

@@ -2,7 +2,9 @@
 //!
 //! A source never sees a repository: what it captures goes through the pipeline's writers, what it restores comes from its readers.
 
+mod blocking;
 mod error;
+pub mod nats;
 pub mod postgres;
 pub mod redis;
 
@@ -214,5 +216,6 @@ pub fn open(settings: &SourceSettings, env: Env<'_>) -> Result<Arc<dyn Source>, 
     Ok(match settings {
         SourceSettings::Postgres(settings) => Arc::new(postgres::PostgresSource::new(settings.clone(), password)),
         SourceSettings::Redis(settings) => Arc::new(redis::RedisSource::new(settings.clone(), password)),
+        SourceSettings::Nats(settings) => Arc::new(nats::NatsSource::new(settings.clone(), password)),
     })
 }

@@ -149,6 +149,14 @@ pub enum NatsError {
         /// What is wrong.
         error: ArchiveError,
     },
+    /// The archive is whole, and lacks a message that the stream had before and has still.
+    #[error("the archive of stream `{stream}` lacks message {sequence}, which the stream holds")]
+    Lacks {
+        /// The stream.
+        stream: String,
+        /// The first such message.
+        sequence: u64,
+    },
     /// No stream could be captured.
     #[error("no stream could be captured: {}", report::list(.failed, 5))]
     NothingCaptured {
@@ -228,7 +236,7 @@ impl NatsError {
             Self::TooSlow { .. } => {
                 "look at the store and the network to it; a larger `limits.memory_mib` does not help for long".into()
             }
-            Self::Archive { .. } => "nothing was kept of it; look at the server's log, then run it again".into(),
+            Self::Archive { .. } | Self::Lacks { .. } => "nothing was kept of it; look at the server's log, then run it again".into(),
             Self::NothingCaptured { hint, .. } => return hint.clone(),
             Self::Differs { .. } => "stop whatever else uses the stream and restore again with `--overwrite`".into(),
             Self::Detail { .. } | Self::NotCaptured { .. } => return None,
@@ -240,8 +248,8 @@ impl NatsError {
 fn hint_for(code: u64) -> Option<String> {
     Some(
         match code {
-            10023 | 10028 | 10047 | 10077 => "the target has too little room: raise its JetStream limits, or free some",
-            10027 => "the account may have no more streams: raise its limit",
+            10002 | 10023 | 10028 | 10047 | 10077 => "the target has too little room: raise its JetStream limits, or free some",
+            10026 | 10027 => "the account may have no more of them: raise its limit",
             10054 => "a message is larger than the target takes: raise its `max_payload`",
             10062 => "the target is older than the archive, or the archive is damaged",
             10065 => "another stream listens on the same subjects; delete it or restore into another server",

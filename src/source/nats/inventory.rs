@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
+    archive::Format,
     error::NatsError,
     ranges::Ranges,
     server::{Connection, Version},
@@ -25,8 +26,8 @@ pub(super) struct Detail {
 pub(super) struct StreamDetail {
     /// The stream's name.
     pub(super) name: String,
-    /// 1: a tar of the stream's files; 2: records.
-    pub(super) archive: u8,
+    /// How its archive is written.
+    pub(super) archive: Format,
     /// As the server told it when the snapshot began, field by field.
     pub(super) config: Value,
     /// The same. Not what is in the archive: that is fuzzy where the stream is used.
@@ -56,15 +57,27 @@ pub(super) struct Deleted {
 }
 
 impl Deleted {
+    /// Of the `state` that `STREAM.INFO` tells where it is asked for `deleted_details`.
+    pub(super) fn of(state: &Value) -> Self {
+        let mut within = Ranges::default();
+        for sequence in state["deleted"].as_array().into_iter().flatten().filter_map(Value::as_u64) {
+            within.insert(sequence);
+        }
+        Self { before: state["first_seq"].as_u64().unwrap_or_default(), within }
+    }
+
     /// Is this message one of them?
     pub(super) fn holds(&self, sequence: u64) -> bool {
         sequence < self.before || self.within.contains(sequence)
     }
 }
 
+/// Where archives are among the artifacts.
+pub(super) const FOLDER: &str = "streams/";
+
 /// Where a stream's archive is among the artifacts. A stream's name holds no `/` (nats-server, `isValidName`).
 pub(super) fn path(stream: &str) -> String {
-    format!("streams/{stream}")
+    format!("{FOLDER}{stream}")
 }
 
 /// A stream that will be captured.
@@ -81,39 +94,44 @@ pub(super) struct Found {
 pub(super) struct Inventory {
     /// The smallest first: the last snapshot begins early, and with it the source's instant is fixed.
     pub(super) chosen: Vec<Found>,
-    /// Streams that no pattern covers.
-    pub(super) left_out: Vec<String>,
-    /// Streams that the server has and cannot tell of.
-    pub(super) silent: Vec<String>,
+    /// What is left out, in words.
+    pub(super) uncovered: Vec<String>,
+    /// What is asked for and cannot be captured, in words.
+    pub(super) failed: Vec<String>,
 }
 
 impl Inventory {
     /// Looks at the server.
     pub(super) async fn take(connection: &Connection, patterns: &[NamePattern]) -> Result<Self, NatsError> {
         let listed = connection.streams().await?;
-        let names = || listed.streams.iter().map(|(name, _)| name).chain(&listed.silent);
+        let named = |name: &str| patterns.iter().any(|pattern| pattern.is_literal() && pattern.as_str() == name);
+        let covered = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
+        let names: Vec<&String> = listed.streams.iter().map(|(name, _)| name).chain(&listed.silent).collect();
         for pattern in patterns.iter().filter(|pattern| pattern.is_literal()) {
-            if !names().any(|name| name == pattern.as_str()) {
+            if !names.iter().any(|name| *name == pattern.as_str()) {
                 return Err(NatsError::NoStream { server: connection.server.clone(), stream: pattern.to_string() });
             }
         }
-        let covered = |name: &str| patterns.iter().any(|pattern| pattern.matches(name));
-        let (chosen, left_out): (Vec<_>, Vec<_>) = listed.streams.into_iter().partition(|(name, _)| covered(name));
-        let mut chosen: Vec<Found> = chosen
-            .into_iter()
-            .map(|(name, info)| {
-                let number = |field: &str| info["state"][field].as_u64().unwrap_or_default();
-                Found { name, bytes: number("bytes"), messages: number("messages"), consumers: number("consumer_count") }
-            })
-            .collect();
+        let (mut chosen, mut uncovered, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        for name in listed.silent.iter().filter(|name| covered(name)) {
+            failed.push(format!("stream `{name}`: the server lists it, but cannot tell of it"));
+        }
+        for (name, info) in &listed.streams {
+            if !covered(name) {
+                uncovered.push(format!("stream `{name}`, which `streams` does not name"));
+                continue;
+            }
+            if info["config"]["storage"] == "memory" && !connection.version.sends_records() {
+                let what = format!("stream `{name}` is in memory, of which NATS {} takes no snapshot", connection.version);
+                if named(name) { failed.push(what) } else { uncovered.push(what) }
+                continue;
+            }
+            let number = |field: &str| info["state"][field].as_u64().unwrap_or_default();
+            let (bytes, messages, consumers) = (number("bytes"), number("messages"), number("consumer_count"));
+            chosen.push(Found { name: name.clone(), bytes, messages, consumers });
+        }
         chosen.sort_by(|a, b| (a.bytes, &a.name).cmp(&(b.bytes, &b.name)));
-        let silent = listed.silent.into_iter().filter(|name| covered(name)).collect();
-        Ok(Self { chosen, left_out: left_out.into_iter().map(|(name, _)| name).collect(), silent })
-    }
-
-    /// What no pattern covers, in words.
-    pub(super) fn uncovered(&self) -> Vec<String> {
-        self.left_out.iter().map(|name| format!("stream `{name}`, which `streams` does not name")).collect()
+        Ok(Self { chosen, uncovered, failed })
     }
 }
 
@@ -145,7 +163,7 @@ impl StreamDetail {
             text("storage"),
             report::count(messages, "message")
         );
-        if self.archive == 1 {
+        if self.archive == Format::Blocks {
             about.push_str(" (deleted ones among them)");
         }
         about.push_str(&format!(", {}", report::count(self.consumers.len() as u64, "consumer")));

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     pipeline::{Artifact, Plain, Progress, SnapshotReader},
-    source::SourceError,
+    source::{SourceError, blocking::Received},
 };
 
 /// A file that a restore writes.
@@ -46,36 +46,12 @@ pub(super) struct Walk<V> {
     task: JoinHandle<Result<Walked<V>, RdbError>>,
 }
 
-/// Parts as one stream; each is given back to the memory budget when it is read.
-struct Parts {
-    from: mpsc::Receiver<Plain>,
-    current: Option<Plain>,
-    at: usize,
-}
-
-impl Read for Parts {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            if let Some(part) = self.current.as_ref().filter(|part| self.at < part.len()) {
-                let n = buffer.len().min(part.len() - self.at);
-                buffer[..n].copy_from_slice(&part[self.at..self.at + n]);
-                self.at += n;
-                return Ok(n);
-            }
-            (self.current, self.at) = (self.from.blocking_recv(), 0);
-            if self.current.is_none() {
-                return Ok(0);
-            }
-        }
-    }
-}
-
 impl<V: Visitor + Send + 'static> Walk<V> {
     /// Starts the thread.
     pub(super) fn begin(seed: u64, visitor: V) -> Self {
         let (parts, from) = mpsc::channel(1);
         let task = tokio::task::spawn_blocking(move || {
-            let mut parts = Parts { from, current: None, at: 0 };
+            let mut parts = Received::new(from);
             let walked = rdb::walk(&mut parts, seed, visitor)?;
             // Whatever is behind the file is counted, so that it is noticed; the other end never waits for us in vain.
             let mut rest = [0; 4096];

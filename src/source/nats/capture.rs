@@ -1,0 +1,364 @@
+//! From a server into the pipeline: every stream's archive, decompressed and read as it passes.
+//!
+//! For each stream three things run side by side: chunks are taken and acknowledged (`snapshot`); a thread decompresses them, walks
+//! through the archive and counts what is in it (`archive`, `tally`); and what it has read goes into the pipeline. That an archive
+//! is whole it proves itself; that it holds every message which the stream had before and still has afterwards is looked at too.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::try_join_all;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use super::{
+    archive::{self, Walked},
+    error::NatsError,
+    inventory::{self, Deleted, Detail, Found, Inventory, StreamDetail},
+    server::{Connection, Server, Version},
+    snapshot::{self, Snapshot},
+    tally::Tally,
+};
+use crate::{
+    pipeline::{ArtifactWriter, Cut, Format, PipelineError, SnapshotWriter},
+    report,
+    source::{
+        Captured, Fixed, SourceError,
+        blocking::{Passing, Received},
+    },
+};
+
+/// Chunks, and pieces of plaintext, between the three.
+const BETWEEN: usize = 4;
+/// Streams that are open at once where memory allows; what it allows is less, as a rule.
+const LANES: usize = 8;
+/// How long to wait before a stream that failed is tried again. A server needs five seconds to see that nobody listens any more, and
+/// up to then some refuse a second snapshot.
+const RETRIES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(7)];
+
+/// Takes a snapshot of everything that is configured.
+pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
+    let began = Timestamp::now();
+    let inventory = async {
+        let connection = server.connect().await?;
+        let inventory = Inventory::take(&connection, &server.config.streams).await?;
+        Ok::<_, NatsError>((connection, inventory))
+    };
+    let (connection, inventory) = match inventory.await {
+        Ok(found) => found,
+        // A server without JetStream has no stream; that it should have some is for whoever configured it to say.
+        Err(error @ NatsError::NoJetStream { .. }) => {
+            fixed.now();
+            return Ok(nothing(began, error.to_string()));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let version = connection.version;
+    let Inventory { chosen, uncovered, mut failed } = inventory;
+    let progress = into.progress();
+    let count = report::count(chosen.len() as u64, "stream");
+    progress.set_phase(format!("reading {count} of {}", server.name()));
+    let run = Run::new(server, into, chosen, fixed);
+    let lanes = if version.waits_for_acknowledgements() { LANES } else { 1 };
+    try_join_all((0..lanes).map(|_| run.lane())).await?;
+    let Run { done, .. } = run;
+    let Done { mut streams, failures, mut notes, .. } = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    streams.sort_by(|a, b| a.detail.name.cmp(&b.detail.name));
+    failed.extend(failures.iter().map(|(name, error)| format!("stream `{name}`: {error}")));
+    if streams.is_empty() && !failed.is_empty() {
+        let hint = failures.iter().find_map(|(_, error)| error.hint());
+        return Err(NatsError::NothingCaptured { failed, hint }.into());
+    }
+    notes.extend(inventory::warnings(version));
+    let detail = Detail { server: version.to_string(), streams: streams.len() as u64 };
+    let mut about = vec![format!("NATS {version}, {}", report::count(detail.streams, "stream"))];
+    about.extend(streams.iter().map(|stream| stream.detail.about(stream.records)));
+    Ok(Captured {
+        empty: streams.is_empty(),
+        cut: cut(&streams, began),
+        detail: json(&detail)?,
+        uncovered,
+        failed,
+        notes,
+        about,
+    })
+}
+
+/// Of a server that has no stream.
+fn nothing(at: Timestamp, why: String) -> Captured {
+    Captured {
+        cut: Cut { at, first: None, error_seconds: 0.0, anchor: Value::Null },
+        detail: Value::Null,
+        uncovered: Vec::new(),
+        failed: Vec::new(),
+        notes: vec![why],
+        about: Vec::new(),
+        empty: true,
+    }
+}
+
+/// All instants as one, with each stream's last sequence.
+fn cut(streams: &[Taken], began: Timestamp) -> Cut {
+    let sequences: serde_json::Map<String, Value> =
+        streams.iter().map(|stream| (stream.detail.name.clone(), stream.detail.state["last_seq"].clone())).collect();
+    let cuts = streams.iter().map(|stream| {
+        let (at, error_seconds) = (stream.detail.cut_at, stream.detail.cut_error_seconds);
+        Cut { at, first: None, error_seconds, anchor: Value::Null }
+    });
+    let cut = Cut::of_all(cuts).unwrap_or(Cut { at: began, first: None, error_seconds: 0.0, anchor: Value::Null });
+    Cut { anchor: json!({"last_sequences": sequences}), ..cut }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Value, NatsError> {
+    serde_json::to_value(value).map_err(|error| NatsError::Detail { detail: error.to_string() })
+}
+
+/// A captured stream.
+struct Taken {
+    detail: StreamDetail,
+    /// Messages in its archive, deleted ones too.
+    records: u64,
+}
+
+/// What the lanes share.
+struct Run<'a> {
+    server: &'a Server,
+    into: &'a SnapshotWriter,
+    /// What is left to do; the next is the last.
+    queue: Mutex<Vec<Found>>,
+    done: Mutex<Done>,
+}
+
+/// What the lanes have done.
+struct Done {
+    streams: Vec<Taken>,
+    failures: Vec<(String, NatsError)>,
+    notes: Vec<String>,
+    /// Streams whose instant is not fixed, and who is told when there is none.
+    open: usize,
+    fixed: Option<Fixed>,
+}
+
+impl<'a> Run<'a> {
+    fn new(server: &'a Server, into: &'a SnapshotWriter, mut streams: Vec<Found>, fixed: Fixed) -> Self {
+        let open = streams.len();
+        let done =
+            Done { streams: Vec::new(), failures: Vec::new(), notes: Vec::new(), open: open.max(1), fixed: Some(fixed) };
+        streams.reverse();
+        let run = Self { server, into, queue: Mutex::new(streams), done: Mutex::new(done) };
+        if open == 0 {
+            run.one_is_fixed();
+        }
+        run
+    }
+
+    fn done(&self) -> std::sync::MutexGuard<'_, Done> {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next(&self) -> Option<Found> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Another stream's instant is fixed, or never will be.
+    fn one_is_fixed(&self) {
+        let mut done = self.done();
+        done.open = done.open.saturating_sub(1);
+        if done.open == 0
+            && let Some(fixed) = done.fixed.take()
+        {
+            fixed.now();
+        }
+    }
+
+    /// One stream after the other, on one connection as long as it holds.
+    async fn lane(&self) -> Result<(), SourceError> {
+        let mut connection = None;
+        while let Some(found) = self.next() {
+            let mut is_fixed = false;
+            let outcome = self.stream(&found, &mut connection, &mut is_fixed).await;
+            if !is_fixed {
+                self.one_is_fixed();
+            }
+            match outcome {
+                Ok(Some(taken)) => self.done().streams.push(taken),
+                Ok(None) => {
+                    let note = format!("stream `{}` was deleted while the backup was made, and is not in it", found.name);
+                    self.done().notes.push(note);
+                }
+                Err(SourceError::Nats(error)) => self.done().failures.push((found.name, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// One stream, tried again where it fails; none where it is there no more.
+    async fn stream(
+        &self,
+        found: &Found,
+        connection: &mut Option<Connection>,
+        is_fixed: &mut bool,
+    ) -> Result<Option<Taken>, SourceError> {
+        let mut delays = RETRIES.iter();
+        loop {
+            let late = *is_fixed;
+            match self.attempt(&found.name, connection, is_fixed).await {
+                Ok(taken) => {
+                    if late && taken.is_some() {
+                        self.done().notes.push(format!(
+                            "stream `{}` was captured at the second try, and later than what should follow it: it may mention \
+                             what the other sources have not",
+                            found.name
+                        ));
+                    }
+                    return Ok(taken);
+                }
+                Err(SourceError::Nats(error)) => {
+                    *connection = None;
+                    let Some(delay) = delays.next() else { return Err(error.into()) };
+                    tracing::warn!("{error}; trying again");
+                    tokio::time::sleep(*delay).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        name: &str,
+        connection: &mut Option<Connection>,
+        is_fixed: &mut bool,
+    ) -> Result<Option<Taken>, SourceError> {
+        let connection = match connection {
+            Some(connection) => connection,
+            none => none.insert(self.server.connect().await?),
+        };
+        let window = snapshot::window(connection.version);
+        // A server sends at once: there must be somebody to take it.
+        let writer = self.into.artifact_with_window(inventory::path(name), Format::JetStream, window).await?;
+        let snapshot = match Snapshot::begin(connection, name, true).await {
+            Ok(snapshot) => snapshot,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if !std::mem::replace(is_fixed, true) {
+            self.one_is_fixed();
+        }
+        match Attempt { connection, name, snapshot, into: self.into }.transfer(writer).await {
+            Ok(taken) => Ok(Some(taken)),
+            // A server says nothing to whom it sends a stream that is deleted.
+            Err(SourceError::Nats(error)) => match connection.stream(name, &Value::Null).await {
+                Ok(None) => Ok(None),
+                _ => Err(error.into()),
+            },
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// One snapshot of one stream, which has begun.
+struct Attempt<'a> {
+    connection: &'a Connection,
+    name: &'a str,
+    snapshot: Snapshot,
+    into: &'a SnapshotWriter,
+}
+
+impl Attempt<'_> {
+    async fn transfer(self, mut writer: ArtifactWriter<'_>) -> Result<Taken, SourceError> {
+        let Self { connection, name, snapshot, into } = self;
+        let cut = Cut::between(snapshot.asked, snapshot.answered, Value::Null);
+        let (mut config, state) = (snapshot.answer["config"].clone(), snapshot.answer["state"].clone());
+        config["name"] = name.into();
+        let consumers = connection.consumers(name).await?;
+        let ((to, chunks), (pass, mut passed)) = (mpsc::channel(BETWEEN), mpsc::channel(BETWEEN));
+        let tally = Tally::new(into.fingerprint_seed()).with_progress(into.progress().clone()).with_sequences();
+        let stream = name.to_owned();
+        let walking = tokio::task::spawn_blocking(move || follow(chunks, pass, &stream, tally));
+        let writing = async {
+            while let Some(piece) = passed.recv().await {
+                writer.write(&piece).await?;
+            }
+            // With the channel everything before it stops, if this ended early.
+            drop(passed);
+            Ok(())
+        };
+        let passing = async { Ok(snapshot.pass(connection, to).await?) };
+        // Whichever fails first is the cause, and the other is dropped: it may wait for a store that stalls.
+        let ((), ()) = tokio::try_join!(writing, passing)?;
+        let archive = |error| NatsError::Archive { stream: name.to_owned(), error };
+        let walked = walking.await.map_err(|_| PipelineError::Stopped)?.map_err(archive)?;
+        let tally = walked.visitor;
+        let deleted = self::deleted(connection, name, &state, &tally).await?;
+        let archived = tally.consumers();
+        let mut absent = Vec::new();
+        for (consumer, _) in consumers.iter().filter(|(consumer, _)| !archived.contains_key(consumer)) {
+            if is_there(connection, name, consumer).await? {
+                absent.push(consumer.clone());
+            }
+        }
+        let detail = StreamDetail {
+            name: name.to_owned(),
+            archive: walked.format,
+            config,
+            state,
+            consumers: consumers.into_iter().map(|(_, info)| info).collect(),
+            absent,
+            cut_at: cut.at,
+            cut_error_seconds: cut.error_seconds,
+            largest: tally.largest(),
+            deleted: deleted.filter(|_| walked.format == archive::Format::Blocks),
+        };
+        let fingerprint = tally.fingerprint();
+        writer.finish_with(Some(fingerprint), json(&detail)?).await?;
+        Ok(Taken { detail, records: fingerprint.rows })
+    }
+}
+
+/// On a thread of its own: decompresses, walks, counts, and passes the plaintext on.
+fn follow(
+    chunks: mpsc::Receiver<Bytes>,
+    pass: mpsc::Sender<Bytes>,
+    stream: &str,
+    tally: Tally,
+) -> Result<Walked<Tally>, archive::ArchiveError> {
+    let plain = archive::decoder(Received::new(chunks));
+    archive::walk(Passing::new(plain, pass), stream, tally)
+}
+
+async fn is_there(connection: &Connection, stream: &str, consumer: &str) -> Result<bool, NatsError> {
+    let what = format!("looking at consumer `{consumer}` of stream `{stream}`");
+    match connection.ask(&what, &format!("CONSUMER.INFO.{stream}.{consumer}"), &Value::Null).await {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the stream has no more. Whatever it had when the snapshot began and has still must be in the archive.
+async fn deleted(
+    connection: &Connection,
+    name: &str,
+    state: &Value,
+    tally: &Tally,
+) -> Result<Option<Deleted>, NatsError> {
+    let Some(info) = connection.stream(name, &json!({"deleted_details": true})).await? else { return Ok(None) };
+    let number = |value: &Value, field: &str| value[field].as_u64().unwrap_or_default();
+    let now = &info["state"];
+    let deleted = Deleted::of(now);
+    // A stream that was deleted and made again begins anew.
+    let same = number(now, "last_seq") >= number(state, "last_seq");
+    let Some(seen) = tally.sequences().filter(|_| same) else { return Ok(Some(deleted)) };
+    let from = deleted.before.max(number(state, "first_seq")).max(1);
+    if let Some(missing) = seen.first_gap(from, number(state, "last_seq"), &deleted.within) {
+        return Err(NatsError::Lacks { stream: name.to_owned(), sequence: missing });
+    }
+    Ok(Some(deleted))
+}

@@ -1,0 +1,126 @@
+//! NATS JetStream 2.9 to 2.15: one server, and the streams of one account with their consumers.
+//!
+//! Way of the bytes: `inventory` (which streams) → `snapshot` (the exchange with the server) → `archive` (decompressed, walked, counted by
+//! `tally`) → `capture` (into the pipeline). Back: `plan`, `load` (the exchange) and `restore`; `compare` takes a stream back and says
+//! whether it is what was captured; `proof` does all of that with a throwaway server.
+
+pub mod archive;
+mod capture;
+mod compare;
+mod error;
+mod inventory;
+mod load;
+mod plan;
+mod proof;
+mod ranges;
+mod restore;
+mod server;
+mod snapshot;
+mod tally;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use secrecy::SecretString;
+
+use self::{inventory::Inventory, server::Server, tally::Tally};
+use super::{Captured, Finding, Fixed, Level, Restore, RestoreRequest, Source, SourceError};
+use crate::{
+    config::NatsConfig,
+    pipeline::{Fingerprint, Plain, SnapshotReader, SnapshotWriter},
+    report,
+};
+
+pub use self::{
+    error::NatsError,
+    proof::{Proof, StreamProof, prove},
+};
+
+/// The kind's name in configurations and manifests.
+pub const KIND: &str = "nats";
+
+/// A NATS server.
+pub struct NatsSource {
+    server: Server,
+}
+
+impl NatsSource {
+    /// The server that `config` describes; the secret is its user's password or a token.
+    pub fn new(config: NatsConfig, secret: Option<SecretString>) -> Self {
+        Self { server: Server::new(config, secret) }
+    }
+
+    async fn look(&self, findings: &mut Vec<Finding>) -> Result<(), NatsError> {
+        let server = &self.server;
+        let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
+        let connection = server.connect().await?;
+        add(Level::Ok, format!("{} is NATS {}, reached {}", server.name(), connection.version, server.login()));
+        let inventory = Inventory::take(&connection, &server.config.streams).await?;
+        // Large streams need it, small ones do not: better to hear of it now.
+        let what = "acknowledging chunks of a snapshot ($JS.SNAPSHOT.ACK.>)";
+        let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.into() };
+        connection.client.publish("$JS.SNAPSHOT.ACK.probe.probe.0.0", Bytes::new()).await.map_err(lost)?;
+        connection.flush(what).await?;
+        add(Level::Ok, "the user may list streams and acknowledge snapshots".into());
+        for warning in inventory::warnings(connection.version) {
+            add(Level::Warning, warning);
+        }
+        for failed in inventory.failed {
+            add(Level::Problem, failed);
+        }
+        for left_out in inventory.uncovered {
+            add(Level::Warning, format!("not covered: {left_out}"));
+        }
+        let sum = |of: fn(&inventory::Found) -> u64| inventory.chosen.iter().map(of).sum::<u64>();
+        let streams = report::count(inventory.chosen.len() as u64, "stream");
+        let (messages, consumers) =
+            (report::count(sum(|s| s.messages), "message"), report::count(sum(|s| s.consumers), "consumer"));
+        let level = if inventory.chosen.is_empty() { Level::Problem } else { Level::Ok };
+        add(level, format!("{streams}, {messages} in {}, {consumers}", report::bytes(sum(|s| s.bytes))));
+        Ok(())
+    }
+}
+
+/// Counts a stored archive again, for a verification of content.
+pub struct Recount {
+    reading: compare::Reading<Plain, Tally>,
+}
+
+impl Recount {
+    /// Counts the archive at this path among a snapshot's artifacts, under the seed of its epoch.
+    pub fn new(seed: u64, path: &str) -> Self {
+        let stream = path.strip_prefix(inventory::FOLDER).unwrap_or(path);
+        Self { reading: compare::Reading::begin(stream, Tally::new(seed)) }
+    }
+
+    /// Takes the next part. Where it cannot be counted, [`Recount::finish`] says so.
+    pub async fn update(&self, part: Plain) {
+        self.reading.feed(part).await;
+    }
+
+    /// The fingerprint of its messages.
+    ///
+    /// # Errors
+    /// Why it is no whole archive, in words that follow its name.
+    pub async fn finish(self) -> Result<Fingerprint, String> {
+        Ok(self.reading.finish().await.map_err(|error| error.to_string())?.fingerprint())
+    }
+}
+
+#[async_trait]
+impl Source for NatsSource {
+    async fn findings(&self, findings: &mut Vec<Finding>) -> Result<(), SourceError> {
+        Ok(self.look(findings).await?)
+    }
+
+    async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
+        capture::capture(&self.server, into, fixed).await
+    }
+
+    async fn plan_restore(
+        &self,
+        snapshot: SnapshotReader,
+        request: &RestoreRequest,
+    ) -> Result<Box<dyn Restore>, SourceError> {
+        Ok(Box::new(plan::plan(&self.server, snapshot, request).await?))
+    }
+}

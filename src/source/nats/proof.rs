@@ -1,0 +1,175 @@
+//! A throwaway server gets every stream of a snapshot, and gives it back: the strictest proof of a backup.
+//!
+//! There the streams have no limits, so that nothing is removed which was captured, and copy from nowhere. Their configurations are
+//! compared apart from that, with the archive's own copy and with what consumers became.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    archive::ArchivedConsumer,
+    compare::{self, Archived},
+    error::NatsError,
+    plan::{Stored, config_differences, stored},
+    restore::load,
+    server::{Connection, Server, Version},
+    tally::Tally,
+};
+use crate::{config::NatsConfig, pipeline::SnapshotReader, report, source::SourceError};
+
+/// What a throwaway server made of one stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamProof {
+    /// The stream.
+    pub stream: String,
+    /// Messages that it held.
+    pub messages: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Consumers that were compared.
+    pub consumers: u64,
+    /// How what it held differs from what was captured, in words; nothing where it is the same.
+    pub differences: Vec<String>,
+    /// What to know of the comparison, in words.
+    pub notes: Vec<String>,
+}
+
+/// What a throwaway server made of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// Every stream.
+    pub streams: Vec<StreamProof>,
+    /// How long the restores took, without the comparisons.
+    pub loaded: Duration,
+}
+
+/// Fills the throwaway server at `config` with the snapshot, stream by stream, takes each back and compares. **Whatever streams of these
+/// names the server has are gone**: the caller must know that it is nobody's.
+///
+/// # Errors
+/// A server that cannot be reached, is older than the source, or does not take a stream; damaged parts.
+pub async fn prove(
+    config: NatsConfig,
+    secret: Option<SecretString>,
+    snapshot: &SnapshotReader,
+    cancel: &CancellationToken,
+) -> Result<Proof, SourceError> {
+    let server = Server::new(config, secret);
+    tokio::select! {
+        proof = fill_and_compare(&server, snapshot) => proof,
+        () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
+    }
+}
+
+async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<Proof, SourceError> {
+    let (detail, streams) = stored(snapshot)?;
+    let connection = server.connect().await?;
+    if let Some(source) = Version::parse(&detail.server)
+        && (connection.version.major, connection.version.minor) < (source.major, source.minor)
+    {
+        let what = format!("is NATS {}, and the backup is of NATS {source}", connection.version);
+        return Err(NatsError::NotSupported { server: connection.server, what }.into());
+    }
+    let mut proof = Proof { streams: Vec::new(), loaded: Duration::ZERO };
+    for stream in &streams {
+        delete(&connection, &stream.detail.name).await?;
+        let began = Instant::now();
+        let archived = load(&connection, snapshot, stream, &unlimited(&stream.detail.config), || {}).await?;
+        proof.loaded += began.elapsed();
+        proof.streams.push(look(&connection, snapshot, stream, &archived).await?);
+        // Another one may listen on the same subjects, and room is for one at a time.
+        delete(&connection, &stream.detail.name).await?;
+    }
+    Ok(proof)
+}
+
+async fn delete(connection: &Connection, name: &str) -> Result<(), NatsError> {
+    match connection.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null).await {
+        Err(error) if error.is_not_found() => Ok(()),
+        deleted => deleted.map(|_| ()),
+    }
+}
+
+/// A configuration under which a server keeps whatever it gets.
+fn unlimited(config: &Value) -> Value {
+    let mut config = config.clone();
+    let Some(fields) = config.as_object_mut() else { return config };
+    for field in ["mirror", "sources", "republish", "placement", "subject_transform", "first_seq", "subject_delete_marker_ttl"] {
+        fields.remove(field);
+    }
+    let free = json!({
+        "retention": "limits", "discard": "old", "discard_new_per_subject": false, "sealed": false, "num_replicas": 1,
+        "max_age": 0, "max_msgs": -1, "max_bytes": -1, "max_msgs_per_subject": -1, "max_msg_size": -1, "max_consumers": -1,
+    });
+    for (field, value) in free.as_object().into_iter().flatten() {
+        // A field that the source does not have may be one that the server does not know.
+        if fields.contains_key(field) {
+            fields.insert(field.clone(), value.clone());
+        }
+    }
+    config
+}
+
+/// Takes a stream back and compares all of it.
+async fn look(
+    connection: &Connection,
+    snapshot: &SnapshotReader,
+    stream: &Stored,
+    archived: &Archived,
+) -> Result<StreamProof, SourceError> {
+    let name = &stream.detail.name;
+    let found = compare::take_back(connection, name, snapshot.fingerprint_seed(), u64::MAX, true).await?;
+    let verdict = compare::stream(connection, snapshot, stream, archived, &found, false).await?;
+    let mut proof = StreamProof {
+        stream: name.clone(),
+        messages: verdict.messages,
+        bytes: verdict.bytes,
+        consumers: 0,
+        differences: verdict.differences,
+        notes: verdict.notes,
+    };
+    if let Some(config) = archived.all.config() {
+        proof.differences.extend(
+            config_differences(&stream.detail.config, config).iter().map(|what| format!("its archive's configuration: {what}")),
+        );
+    }
+    let there: BTreeMap<String, Value> = connection.consumers(name).await?.into_iter().collect();
+    consumers(stream, &archived.all, &found, &there, &mut proof);
+    Ok(proof)
+}
+
+/// Every consumer that was listed is there, with its configuration and where it was in the stream.
+fn consumers(
+    stream: &Stored,
+    archived: &Tally,
+    found: &Tally,
+    there: &BTreeMap<String, Value>,
+    proof: &mut StreamProof,
+) {
+    for consumer in &stream.detail.consumers {
+        let Some(name) = consumer["name"].as_str() else { continue };
+        if stream.detail.absent.iter().any(|absent| absent == name) {
+            proof.notes.push(format!("consumer `{name}` is not in the archive; a restore makes it again"));
+            continue;
+        }
+        proof.consumers += 1;
+        let Some(restored) = there.get(name) else {
+            proof.differences.push(format!("consumer `{name}` is not there"));
+            continue;
+        };
+        let differences = config_differences(&consumer["config"], &restored["config"]);
+        if !differences.is_empty() {
+            proof.differences.push(format!("consumer `{name}`: {}", report::list(&differences, 5)));
+        }
+        let state = |tally: &Tally| tally.consumers().get(name).and_then(|consumer: &ArchivedConsumer| consumer.state.clone());
+        if let (Some(was), Some(is)) = (state(archived), state(found))
+            && was != is
+        {
+            proof.differences.push(format!("consumer `{name}` was at {was} and is at {is}"));
+        }
+    }
+}

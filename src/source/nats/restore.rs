@@ -1,0 +1,347 @@
+//! A restore into a running server: every stream through the server's own restore, then taken back and compared.
+//!
+//! While it is not whole, a stream bears a mark in its metadata ([`MARK`]), where the server knows metadata: a newer server shows a stream
+//! from its first message on, so whoever finds one that a killed restore left can tell.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use futures::StreamExt;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    compare::{self, Archived, Verdict},
+    error::NatsError,
+    load::Load,
+    plan::{KNOWS_METADATA, MARK, Stored, artifact, config_differences, is_marked, number},
+    server::{Connection, Server},
+};
+use crate::{
+    pipeline::{Progress, SnapshotReader},
+    report,
+    source::{Compared, Refusal, Restore, RestorePlan, Restored, RestoredItem, SourceError},
+};
+
+/// A server that was sent half an archive may show a stream for as long after: it waits five seconds for more.
+const MAY_APPEAR: Duration = Duration::from_secs(7);
+/// How long to try to remove what a failed restore left. A server that was killed may be back by then.
+const REMOVING: Duration = Duration::from_secs(60);
+/// How often.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A planned restore into a running server.
+pub(super) struct NatsRestore {
+    pub(super) server: Server,
+    pub(super) snapshot: SnapshotReader,
+    pub(super) streams: Vec<Stored>,
+    pub(super) overwrite: bool,
+    pub(super) plan: RestorePlan,
+}
+
+/// What was done so far, for whoever has to say what is left.
+#[derive(Default)]
+struct Done {
+    /// Streams that were restored and compared.
+    whole: std::sync::Mutex<Vec<String>>,
+    /// Was an old stream deleted, which is not there again?
+    deleted: std::sync::Mutex<Option<String>>,
+    /// Was anything in the target touched?
+    begun: AtomicBool,
+}
+
+#[async_trait]
+impl Restore for NatsRestore {
+    fn plan(&self) -> &RestorePlan {
+        &self.plan
+    }
+
+    async fn execute(self: Box<Self>, cancel: &CancellationToken) -> Result<Restored, SourceError> {
+        let done = Done::default();
+        let result = self.restore(&done, cancel).await;
+        result.map_err(|error| match done.left() {
+            None => error,
+            Some(left) => match error {
+                SourceError::Interrupted { left: Some(half) } => {
+                    SourceError::Interrupted { left: Some(format!("{half}; {left}")) }
+                }
+                SourceError::Interrupted { left: None } => SourceError::Interrupted { left: Some(left) },
+                SourceError::HalfRestored { error, left: half } => {
+                    SourceError::HalfRestored { error, left: format!("{half}; {left}") }
+                }
+                error => SourceError::HalfRestored { error: Box::new(error), left },
+            },
+        })
+    }
+}
+
+impl Done {
+    fn left(&self) -> Option<String> {
+        let lock = |error: std::sync::PoisonError<_>| error.into_inner();
+        let whole = self.whole.lock().unwrap_or_else(lock);
+        let deleted = self.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !self.begun.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut left = match whole.len() {
+            0 => "no stream was restored".to_owned(),
+            n => format!("{} restored and compared: {}", report::count(n as u64, "stream"), report::list(&whole, 5)),
+        };
+        if let Some(name) = deleted.as_ref() {
+            left.push_str(&format!("; the old stream `{name}` was deleted"));
+        }
+        Some(left)
+    }
+}
+
+impl NatsRestore {
+    async fn restore(&self, done: &Done, cancel: &CancellationToken) -> Result<Restored, SourceError> {
+        let mut restored = Restored { unit: "stream", ..Restored::default() };
+        let looking = self.look_again();
+        let there = tokio::select! {
+            there = looking => there?,
+            () = cancel.cancelled() => return Err(SourceError::Interrupted { left: None }),
+        };
+        let mut connection = self.server.connect().await?;
+        for stream in &self.streams {
+            let replaces = there.contains(&stream.detail.name);
+            let one = One { restore: self, stream, connection: &connection, done };
+            let item = tokio::select! {
+                item = one.restore(replaces, &mut restored.notes) => item,
+                () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
+            };
+            match item {
+                Ok(item) => restored.items.push(item),
+                Err(error) => return Err(self.clear(stream, &mut connection, done, error).await),
+            }
+        }
+        Ok(restored)
+    }
+
+    /// What is in the way. What replaces it is read first, all of it: there is no way back.
+    async fn look_again(&self) -> Result<Vec<String>, SourceError> {
+        let connection = self.server.connect().await?;
+        let mut there = Vec::new();
+        for stream in &self.streams {
+            let name = &stream.detail.name;
+            let Some(info) = connection.stream(name, &Value::Null).await? else { continue };
+            if !self.overwrite && !is_marked(&info["config"]) {
+                let what = format!("{} holds a stream `{name}` since it was looked at", connection.server);
+                let hint = "stop whatever makes it".to_owned();
+                return Err(SourceError::Refused { refusals: vec![Refusal { what, hint }] });
+            }
+            there.push(name.clone());
+        }
+        for stream in self.streams.iter().filter(|stream| there.contains(&stream.detail.name)) {
+            self.snapshot.progress().set_phase(format!("reading the archive of stream `{}`", stream.detail.name));
+            compare::read(&self.snapshot, stream).await?;
+        }
+        self.snapshot.progress().raw.store(0, Ordering::Relaxed);
+        Ok(there)
+    }
+
+    /// Removes what a failed restore left of its stream, and says what is there.
+    async fn clear(
+        &self,
+        stream: &Stored,
+        connection: &mut Connection,
+        done: &Done,
+        error: SourceError,
+    ) -> SourceError {
+        let name = &stream.detail.name;
+        let half = match &error {
+            // It was compared, and is whole.
+            SourceError::Nats(NatsError::Refused { code: 10058 | 10130, .. }) => return error,
+            SourceError::Nats(NatsError::Differs { .. }) => format!("stream `{name}` is left as it is"),
+            _ if !done.begun.load(Ordering::Relaxed) => return error,
+            _ => match self.remove(stream, connection).await {
+                true => format!("nothing is left of stream `{name}`"),
+                false => format!(
+                    "what is left of stream `{name}` could not be removed: delete it (`nats stream rm {name}`), or restore again with `--overwrite`"
+                ),
+            },
+        };
+        match error {
+            SourceError::Interrupted { .. } => SourceError::Interrupted { left: Some(half) },
+            error => SourceError::HalfRestored { error: Box::new(error), left: half },
+        }
+    }
+
+    /// Deletes what is there of a stream that we began, until nothing appears any more.
+    async fn remove(&self, stream: &Stored, connection: &mut Connection) -> bool {
+        let (began, mut gone_since) = (Instant::now(), None::<Instant>);
+        while began.elapsed() < REMOVING {
+            match remove_ours(connection, stream).await {
+                Ok(true) => {
+                    gone_since.get_or_insert_with(Instant::now);
+                    if began.elapsed() >= MAY_APPEAR {
+                        return true;
+                    }
+                }
+                Ok(false) => gone_since = None,
+                Err(error) => {
+                    tracing::debug!("{error}");
+                    gone_since = None;
+                    if let Ok(new) = self.server.connect().await {
+                        *connection = new;
+                        continue;
+                    }
+                }
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        false
+    }
+}
+
+/// Looks for a stream and deletes it if it is what a restore of `stream` left; true where there is none.
+async fn remove_ours(connection: &Connection, stream: &Stored) -> Result<bool, NatsError> {
+    let name = &stream.detail.name;
+    let Some(info) = connection.stream(name, &Value::Null).await? else { return Ok(true) };
+    // Something else may have made one of that name: one with messages that are younger than ours.
+    let younger = info["state"]["last_ts"].as_str() > stream.detail.state["last_ts"].as_str();
+    if !is_marked(&info["config"]) && (number(&info["state"], "messages") > stream.captured.rows || younger) {
+        return Err(NatsError::Refused {
+            server: connection.server.clone(),
+            stream: name.clone(),
+            code: 0,
+            text: "something else made a stream of that name".into(),
+        });
+    }
+    match connection.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null).await {
+        Ok(_) => Ok(false),
+        Err(error) if error.is_not_found() => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// One stream's restore.
+struct One<'a> {
+    restore: &'a NatsRestore,
+    stream: &'a Stored,
+    connection: &'a Connection,
+    done: &'a Done,
+}
+
+impl One<'_> {
+    async fn restore(&self, replaces: bool, notes: &mut Vec<String>) -> Result<RestoredItem, SourceError> {
+        let (name, snapshot) = (&self.stream.detail.name, &self.restore.snapshot);
+        if replaces {
+            snapshot.progress().set_phase(format!("deleting stream `{name}`"));
+            self.delete(name).await?;
+        }
+        snapshot.progress().set_phase(format!("restoring stream `{name}`"));
+        let marks = self.connection.version >= KNOWS_METADATA;
+        let mut config = self.stream.detail.config.clone();
+        if marks {
+            config["metadata"][MARK] = snapshot.tail().into();
+            // A sealed stream cannot be changed any more, and it will be.
+            config["sealed"] = false.into();
+        }
+        let archived = load(self.connection, snapshot, self.stream, &config, || {
+            self.done.begun.store(true, Ordering::Relaxed);
+        })
+        .await?;
+        self.make_missing_consumers(notes).await?;
+        snapshot.progress().set_phase(format!("comparing stream `{name}`"));
+        // What was published since then is not ours to compare.
+        let last = archived.all.last().unwrap_or_default();
+        let found = compare::take_back(self.connection, name, snapshot.fingerprint_seed(), last, false).await?;
+        let verdict = compare::stream(self.connection, snapshot, self.stream, &archived, &found, true).await?;
+        if marks {
+            let what = format!("completing stream `{name}`");
+            self.connection.ask(&what, &format!("STREAM.UPDATE.{name}"), &self.stream.detail.config).await?;
+        }
+        let compared = self.judge(verdict, notes).await?;
+        *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        self.done.whole.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
+        Ok(compared)
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), NatsError> {
+        self.done.begun.store(true, Ordering::Relaxed);
+        let asked = self.connection.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null);
+        match asked.await {
+            Ok(_) => {}
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name.to_owned());
+        Ok(())
+    }
+
+    async fn judge(&self, verdict: Verdict, notes: &mut Vec<String>) -> Result<RestoredItem, SourceError> {
+        let name = &self.stream.detail.name;
+        notes.extend(verdict.notes.iter().map(|note| format!("stream `{name}`: {note}")));
+        if !verdict.differences.is_empty() {
+            let (server, differences) = (self.connection.server.clone(), verdict.differences);
+            return Err(NatsError::Differs { server, stream: name.clone(), differences }.into());
+        }
+        let info = self.connection.stream(name, &Value::Null).await?.unwrap_or_default();
+        let differences = config_differences(&self.stream.detail.config, &info["config"]);
+        if !differences.is_empty() {
+            notes.push(format!("stream `{name}`: its configuration is another: {}", report::list(&differences, 5)));
+        }
+        let compared = if differences.is_empty() { Compared::Same } else { Compared::Inconclusive };
+        Ok(RestoredItem { name: name.clone(), rows: verdict.messages, bytes: verdict.bytes, compared })
+    }
+
+    /// Consumers that were listed and did not come with the archive.
+    async fn make_missing_consumers(&self, notes: &mut Vec<String>) -> Result<(), NatsError> {
+        let detail = &self.stream.detail;
+        let there = self.connection.consumers(&detail.name).await?;
+        for consumer in &detail.consumers {
+            let Some(name) = consumer["name"].as_str() else { continue };
+            if there.iter().any(|(there, _)| there == name) {
+                continue;
+            }
+            let Some(durable) = consumer["config"]["durable_name"].as_str() else {
+                notes.push(format!("consumer `{name}` of stream `{}` is ephemeral, and not brought back", detail.name));
+                continue;
+            };
+            let floor = number(&consumer["ack_floor"], "stream_seq");
+            let mut config = consumer["config"].clone();
+            if let Some(fields) = config.as_object_mut().filter(|_| floor > 0) {
+                fields.remove("opt_start_time");
+                fields.insert("deliver_policy".into(), "by_start_sequence".into());
+                fields.insert("opt_start_seq".into(), (floor + 1).into());
+            }
+            let what = format!("making consumer `{name}` of stream `{}`", detail.name);
+            let body = json!({"stream_name": detail.name, "config": config});
+            self.connection.ask(&what, &format!("CONSUMER.DURABLE.CREATE.{}.{durable}", detail.name), &body).await?;
+            notes.push(format!("consumer `{name}` of stream `{}` was made again, from message {}", detail.name, floor + 1));
+        }
+        Ok(())
+    }
+}
+
+/// Sends a stream's archive to a server, and gives what is in it.
+pub(super) async fn load(
+    connection: &Connection,
+    snapshot: &SnapshotReader,
+    stream: &Stored,
+    config: &Value,
+    begun: impl FnOnce(),
+) -> Result<Archived, SourceError> {
+    let detail = &stream.detail;
+    let artifact = artifact(snapshot, &detail.name)?;
+    let mut parts = Box::pin(snapshot.open(artifact));
+    // The server waits for five seconds only: there must be something to send.
+    let first = parts.next().await;
+    let checking = compare::Checking::begin(snapshot, stream);
+    let loading = Load::begin(connection, &detail.name, config, &detail.state).await?;
+    begun();
+    let progress = snapshot.progress();
+    let pieces = futures::stream::iter(first).chain(parts).then(async |part| {
+        let part = part?;
+        Progress::add(&progress.raw, part.len() as u64);
+        checking.feed((*part).clone()).await;
+        Ok(part)
+    });
+    loading.send(pieces).await?;
+    Ok(checking.finish().await?)
+}
