@@ -112,9 +112,12 @@ fn content_outlives_a_server() {
         assert!(!nats.is_running());
         nats.resume();
         before.assert_same(&nats.digest(&[]));
-        nats.kill();
-        nats.resume();
-        before.assert_same(&nats.digest(&[]));
+        if version > NatsVersion::V29 {
+            // 2.9.10 brings back messages that it removed shortly before.
+            nats.kill();
+            nats.resume();
+            before.assert_same(&nats.digest(&[]));
+        }
     }
 }
 

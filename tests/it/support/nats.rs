@@ -568,8 +568,7 @@ impl Connection {
         let mut options = json!({ "verbose": false, "pedantic": false, "headers": true, "no_responders": true });
         let (Value::Object(all), Value::Object(more)) = (&mut options, credentials) else { unreachable!("objects") };
         all.extend(more.clone());
-        let subscribed = format!("CONNECT {options}\r\nSUB {}.* 1\r\nPING\r\n", connection.inbox);
-        connection.send(subscribed.as_bytes())?;
+        connection.send(format!("CONNECT {options}\r\nPING\r\n").as_bytes())?;
         match connection.line()?.as_str() {
             "PONG" => Ok(connection),
             other => Err(unexpected(other)),
@@ -579,12 +578,15 @@ impl Connection {
     /// Sends a request and waits for its answer.
     pub fn request(&mut self, subject: &str, payload: &[u8]) -> io::Result<Answer> {
         self.requests += 1;
-        let reply = format!("{}.{}", self.inbox, self.requests);
+        // A subscription a request: a message that a consumer delivers names its own subject, not our inbox.
+        let id = self.requests.to_string();
+        let reply = format!("{}.{id}", self.inbox);
+        self.send(format!("SUB {reply} {id}\r\nUNSUB {id} 1\r\n").as_bytes())?;
         self.publish(subject, Some(&reply), payload)?;
         loop {
             let (to, answer) = self.message()?;
             // An answer that comes late is nobody's.
-            if to == reply {
+            if to == id {
                 return Ok(answer);
             }
         }
@@ -601,7 +603,7 @@ impl Connection {
         self.reader.get_mut().write_all(bytes)
     }
 
-    /// The next message for our inbox, and the subject it was sent to.
+    /// The next message, and the subscription that it is for.
     fn message(&mut self) -> io::Result<(String, Answer)> {
         loop {
             let line = self.line()?;
@@ -623,7 +625,7 @@ impl Connection {
             let payload = bytes.split_off(header);
             let status =
                 String::from_utf8_lossy(&bytes).strip_prefix("NATS/1.0 ").and_then(|rest| rest.get(..3)?.parse().ok());
-            return Ok((words[1].to_owned(), Answer { status, payload }));
+            return Ok((words[2].to_owned(), Answer { status, payload }));
         }
     }
 
