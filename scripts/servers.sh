@@ -1,4 +1,4 @@
-# Throwaway PostgreSQL 15 and Redis 7.0 servers for scripts/demo and scripts/bench; sourced, not run.
+# Throwaway PostgreSQL 15, Redis 7.0 and NATS servers for scripts/demo and scripts/bench; sourced, not run.
 #
 # make_folder NAME makes $folder, which is removed at the end, however that comes, with every server that runs in it.
 # $password and $folder/password hold the password of all servers.
@@ -10,6 +10,13 @@
 # stop_redis NAME ends it without a save; its folder stays.
 # redis_on PORT ARGUMENT... runs redis-cli.
 # python_on PORT SCRIPT ARGUMENT... runs one of tests/fixtures/redis with the port and the password as its first arguments.
+#
+# start_nats NAME [LINE...] starts a NATS server with JetStream and with these lines of configuration, and puts its port into
+# NAME_port: the program that $nats_program names, which is Debian's (2.9) unless it is set. The user is $nats_user.
+# stop_nats NAME ends it at once; its folder stays, and start_nats starts it again on that.
+# nats_python_on PORT SCRIPT ARGUMENT... runs one of tests/fixtures/nats with the port, the user and the password as its first
+# arguments.
+#
 # waited COMMAND... runs a command so that a signal ends it and the script at once, and not when the command is done.
 
 PATH="/usr/lib/postgresql/15/bin:$PATH"
@@ -19,6 +26,9 @@ unset "${!PG@}" "${!ALTLAS_BACKUP_@}" "${!REDISCLI_@}"
 # The same rule as in scripts/tools.
 if [[ "$(id -u)" == 0 ]]; then tools=/var/cache/altlas-backup-tools; else tools=$HOME/.cache/altlas-backup-tools; fi
 tools=${ALTLAS_TOOLS:-$tools}
+
+nats_program=${nats_program:-/usr/sbin/nats-server}
+nats_user=backup
 
 folder=
 cleanup() {
@@ -150,4 +160,62 @@ python_on() {
     shift 2
     env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 TZ=UTC PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$tools/python" \
         /usr/bin/python3 "tests/fixtures/redis/$script" "$port" "$password" "$@"
+}
+
+# start_nats NAME [LINE...]: on the files in $folder/NAME/data, if there are any. Waits until JetStream answers.
+start_nats() {
+    local name=$1 port pid attempt
+    shift
+    mkdir -p "$folder/$name"
+    (umask 077 && printf '%s\n' "authorization { user: $nats_user, password: \"$password\" }" \
+        "jetstream { store_dir: \"$folder/$name/data\" }" "$@" >"$folder/$name/nats.conf")
+    for attempt in 1 2 3 4 5 6 7 8 9 10; do
+        port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+        # A job of ours, so that it is found at the end; away from the terminal, whose Ctrl-C is ours to answer.
+        : >"$folder/$name/log"
+        setsid setpriv --pdeathsig KILL -- "$nats_program" --config "$folder/$name/nats.conf" --addr 127.0.0.1 --port "$port" \
+            >>"$folder/$name/log" 2>&1 &
+        pid=$!
+        while kill -0 "$pid" 2>/dev/null; do
+            # The right password does not work with somebody else's server.
+            if nats_answers "$port"; then
+                printf -v "${name}_port" %s "$port"
+                printf -v "${name}_pid" %s "$pid"
+                return
+            fi
+            sleep 0.02
+        done
+    done
+    tail -n 20 "$folder/$name/log" >&2
+    die "the $name server does not start (above is the end of its log)"
+}
+
+# nats_answers PORT: does a server let us in there, and does its JetStream answer?
+nats_answers() {
+    (
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        read -r -t 10 line <&3 && [[ "$line" == "INFO "* ]] || exit 1
+        printf 'CONNECT {"verbose":false,"user":"%s","pass":"%s"}\r\nSUB answer 1\r\nPUB $JS.API.INFO answer 0\r\n\r\n' \
+            "$nats_user" "$password" >&3
+        while read -r -t 10 line <&3; do
+            case "$line" in
+                "MSG answer "*) exit 0 ;;
+                -ERR*) exit 1 ;;
+            esac
+        done
+        exit 1
+    ) 2>/dev/null
+}
+
+stop_nats() {
+    local pid=$1_pid
+    end "${!pid}"
+}
+
+# nats_python_on PORT SCRIPT ARGUMENT...
+nats_python_on() {
+    local port=$1 script=$2
+    shift 2
+    env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 TZ=UTC PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="$tools/python" \
+        /usr/bin/python3 "tests/fixtures/nats/$script" "$port" "$nats_user" "$password" "$@"
 }

@@ -40,6 +40,11 @@ fn a_server_is_set_up_differently() {
         assert_eq!(nats.messages("LAST_FILES"), 50);
         assert!(Connection::open(nats.port(), &json!({ "user": "backup", "pass": nats.password() })).is_err());
 
+        let users =
+            "authorization { users: [{ user: backup, password: PASSWORD }, { user: other, password: PASSWORD }] }";
+        let nats = Nats::start_with(version, &[users]);
+        assert!(Connection::open(nats.port(), &json!({ "user": "other", "pass": nats.password() })).is_ok());
+
         let nats = Nats::start_as(version, Setup::new().without_jetstream());
         let answer = nats.connection().request("$JS.API.INFO", b"").unwrap();
         assert_eq!((answer.status, answer.payload.len()), (Some(503), 0));
@@ -99,9 +104,7 @@ fn versions_tell_the_same() {
 fn content_outlives_a_server() {
     for version in NatsVersion::ALL {
         let mut nats = Nats::start(version);
-        for (kind, size) in [("altlas", 400), ("types", 300_000)] {
-            nats.fill(kind, size, 7);
-        }
+        nats.fill("types", 300_000, 7);
         if version >= NatsVersion::V215 {
             // What is in memory does not.
             nats.delete_stream("MEMORY");
@@ -112,9 +115,12 @@ fn content_outlives_a_server() {
         assert!(!nats.is_running());
         nats.resume();
         before.assert_same(&nats.digest(&[]));
-        nats.kill();
-        nats.resume();
-        before.assert_same(&nats.digest(&[]));
+        if version > NatsVersion::V29 {
+            // 2.9.10 brings back messages that it removed shortly before.
+            nats.kill();
+            nats.resume();
+            before.assert_same(&nats.digest(&[]));
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Throwaway NATS servers, and what an independent client (nats-py) sees in their streams.
 //!
-//! Each has a folder of its own below `/tmp`, listens on a free port of 127.0.0.1, asks for a user and a password (or for
-//! a token), keeps JetStream's files in its folder, has no monitoring port, and is stopped and removed when dropped.
+//! Each has a folder of its own below `/tmp`, listens on a free port of 127.0.0.1, asks for a user and a password (or
+//! for a token), keeps JetStream's files in its folder, has no monitoring port, and is stopped and removed when dropped.
 //! Everything else is NATS' own default; a test says what else it wants by a [`Setup`].
 //!
 //! [`Connection`] is a small client of our own, for threads: requests by hand, as the protocol has them.
@@ -25,8 +25,8 @@ use super::{assert_same_lines, fixture, free_port, process, temp_folder, tools, 
 /// A version of NATS that the tests can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NatsVersion {
-    /// 2.9.10, Debian 12's: snapshots are archives of blocks, sent without waiting for acknowledgements, and no end says
-    /// how it went.
+    /// 2.9.10, Debian 12's: snapshots are archives of blocks, sent without waiting for acknowledgements, and no end
+    /// says how it went.
     V29,
     /// 2.10.26: an end that says how it went; 2 s without an acknowledgement end a snapshot.
     V210,
@@ -108,8 +108,8 @@ impl Setup {
         self
     }
 
-    /// With more lines for its configuration, like `max_payload: 65536`. A block of a name that is there already, like
-    /// `authorization`, takes its place.
+    /// With more lines for its configuration, like `max_payload: 65536`; `PASSWORD` in them becomes the server's. A
+    /// block of a name that is there already, like `authorization`, takes its place.
     pub fn lines(mut self, lines: &[&str]) -> Self {
         self.lines.extend(lines.iter().map(|line| (*line).to_owned()));
         self
@@ -176,14 +176,14 @@ impl Nats {
             config += "}\n";
         }
         for line in lines {
-            config += line;
+            config += &line.replace("PASSWORD", &self.password);
             config.push('\n');
         }
         secret(&self.config_file(), &config);
     }
 
-    /// Starts the server, again after [`Nats::stop`] or [`Nats::kill`]: on the files in its folder, on the port it had if
-    /// that is still free. Waits until it answers, JetStream too where it has that.
+    /// Starts the server, again after [`Nats::stop`] or [`Nats::kill`]: on the files in its folder, on the port it had
+    /// if that is still free. Waits until it answers, JetStream too where it has that.
     pub fn resume(&mut self) {
         for _ in 0..5 {
             self.resume_without_waiting();
@@ -413,15 +413,15 @@ impl Nats {
         self.python("nats/fill.py", &[kind, &size.to_string(), &seed.to_string()]);
     }
 
-    /// What nats-py sees in it: equal where the data is, whatever the version. See `tests/fixtures/nats/digest.py`, which
-    /// takes `options`: `--messages` for a line a message, `--without-times`, `--stream NAME`.
+    /// What nats-py sees in it: equal where the data is, whatever the version. See `tests/fixtures/nats/digest.py`,
+    /// which takes `options`: `--messages` for a line a message, `--without-times`, `--stream NAME`.
     #[track_caller]
     pub fn digest(&self, options: &[&str]) -> NatsDigest {
         NatsDigest(self.python("nats/digest.py", options))
     }
 
-    /// Starts `tests/fixtures/nats/writer.py`, which publishes, deletes and acknowledges until it is told to end; with so
-    /// many messages in its larger streams before.
+    /// Starts `tests/fixtures/nats/writer.py`, which publishes, deletes and acknowledges until it is told to end; with
+    /// so many messages in its larger streams before.
     #[track_caller]
     pub fn writer(&self, prefill: u64) -> Writer {
         let mut command = self.script("nats/writer.py");
@@ -568,8 +568,7 @@ impl Connection {
         let mut options = json!({ "verbose": false, "pedantic": false, "headers": true, "no_responders": true });
         let (Value::Object(all), Value::Object(more)) = (&mut options, credentials) else { unreachable!("objects") };
         all.extend(more.clone());
-        let subscribed = format!("CONNECT {options}\r\nSUB {}.* 1\r\nPING\r\n", connection.inbox);
-        connection.send(subscribed.as_bytes())?;
+        connection.send(format!("CONNECT {options}\r\nPING\r\n").as_bytes())?;
         match connection.line()?.as_str() {
             "PONG" => Ok(connection),
             other => Err(unexpected(other)),
@@ -579,12 +578,15 @@ impl Connection {
     /// Sends a request and waits for its answer.
     pub fn request(&mut self, subject: &str, payload: &[u8]) -> io::Result<Answer> {
         self.requests += 1;
-        let reply = format!("{}.{}", self.inbox, self.requests);
+        // A subscription a request: a message that a consumer delivers names its own subject, not our inbox.
+        let id = self.requests.to_string();
+        let reply = format!("{}.{id}", self.inbox);
+        self.send(format!("SUB {reply} {id}\r\nUNSUB {id} 1\r\n").as_bytes())?;
         self.publish(subject, Some(&reply), payload)?;
         loop {
             let (to, answer) = self.message()?;
             // An answer that comes late is nobody's.
-            if to == reply {
+            if to == id {
                 return Ok(answer);
             }
         }
@@ -601,7 +603,7 @@ impl Connection {
         self.reader.get_mut().write_all(bytes)
     }
 
-    /// The next message for our inbox, and the subject it was sent to.
+    /// The next message, and the subscription that it is for.
     fn message(&mut self) -> io::Result<(String, Answer)> {
         loop {
             let line = self.line()?;
@@ -623,7 +625,7 @@ impl Connection {
             let payload = bytes.split_off(header);
             let status =
                 String::from_utf8_lossy(&bytes).strip_prefix("NATS/1.0 ").and_then(|rest| rest.get(..3)?.parse().ok());
-            return Ok((words[1].to_owned(), Answer { status, payload }));
+            return Ok((words[2].to_owned(), Answer { status, payload }));
         }
     }
 

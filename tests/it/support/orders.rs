@@ -1,5 +1,5 @@
-//! A writer that uses three stores in one order, and a count of what a recovery point broke: `invariant.py` and `broken.py`
-//! of `tests/fixtures/nats`.
+//! A writer that uses three stores in one order, and a count of what a recovery point broke: `invariant.py` and
+//! `broken.py` of `tests/fixtures/nats`.
 
 use std::process::{Command, Stdio};
 
