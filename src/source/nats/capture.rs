@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use jiff::Timestamp;
@@ -18,9 +17,11 @@ use tokio::sync::mpsc;
 
 use super::{
     archive::{self, Walked},
+    compare::Content,
     error::NatsError,
     inventory::{self, Deleted, Detail, Found, Inventory, StreamDetail},
-    server::{Connection, Server, Version},
+    ranges::Ranges,
+    server::{Connection, Server},
     snapshot::{self, Snapshot},
     tally::Tally,
 };
@@ -65,7 +66,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
     progress.set_phase(format!("reading {count} of {}", server.name()));
     let run = Run::new(server, into, chosen, fixed);
     let lanes = if version.waits_for_acknowledgements() { LANES } else { 1 };
-    try_join_all((0..lanes).map(|_| run.lane())).await?;
+    try_join_all((0..lanes).map(async |_| run.lane().await)).await?;
     let Run { done, .. } = run;
     let Done { mut streams, failures, mut notes, .. } = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     streams.sort_by(|a, b| a.detail.name.cmp(&b.detail.name));
@@ -251,7 +252,8 @@ impl<'a> Run<'a> {
         if !std::mem::replace(is_fixed, true) {
             self.one_is_fixed();
         }
-        match Attempt { connection, name, snapshot, into: self.into }.transfer(writer).await {
+        let attempt = Attempt { connection, name, snapshot, into: self.into };
+        match attempt.transfer(writer).await {
             Ok(taken) => Ok(Some(taken)),
             // A server says nothing to whom it sends a stream that is deleted.
             Err(SourceError::Nats(error)) => match connection.stream(name, &Value::Null).await {
@@ -279,25 +281,27 @@ impl Attempt<'_> {
         config["name"] = name.into();
         let consumers = connection.consumers(name).await?;
         let ((to, chunks), (pass, mut passed)) = (mpsc::channel(BETWEEN), mpsc::channel(BETWEEN));
-        let tally = Tally::new(into.fingerprint_seed()).with_progress(into.progress().clone()).with_sequences();
+        let tally = Tally::new(into.fingerprint_seed()).keeping_sequences().telling(into.progress().clone());
+        let content = Content::new(tally);
         let stream = name.to_owned();
-        let walking = tokio::task::spawn_blocking(move || follow(chunks, pass, &stream, tally));
+        let walking = tokio::task::spawn_blocking(move || follow(chunks, pass, &stream, content));
         let writing = async {
             while let Some(piece) = passed.recv().await {
                 writer.write(&piece).await?;
             }
             // With the channel everything before it stops, if this ended early.
             drop(passed);
-            Ok(())
+            Ok::<_, SourceError>(())
         };
         let passing = async { Ok(snapshot.pass(connection, to).await?) };
         // Whichever fails first is the cause, and the other is dropped: it may wait for a store that stalls.
         let ((), ()) = tokio::try_join!(writing, passing)?;
         let archive = |error| NatsError::Archive { stream: name.to_owned(), error };
         let walked = walking.await.map_err(|_| PipelineError::Stopped)?.map_err(archive)?;
-        let tally = walked.visitor;
-        let deleted = self::deleted(connection, name, &state, &tally).await?;
-        let archived = tally.consumers();
+        let mut content = walked.visitor;
+        let archived = std::mem::take(&mut content.consumers);
+        let (counted, _) = content.counted();
+        let deleted = self::deleted(connection, name, &state, counted.seen.as_ref()).await?;
         let mut absent = Vec::new();
         for (consumer, _) in consumers.iter().filter(|(consumer, _)| !archived.contains_key(consumer)) {
             if is_there(connection, name, consumer).await? {
@@ -313,10 +317,10 @@ impl Attempt<'_> {
             absent,
             cut_at: cut.at,
             cut_error_seconds: cut.error_seconds,
-            largest: tally.largest(),
+            largest: counted.counts.largest,
             deleted: deleted.filter(|_| walked.format == archive::Format::Blocks),
         };
-        let fingerprint = tally.fingerprint();
+        let fingerprint = counted.counts.all;
         writer.finish_with(Some(fingerprint), json(&detail)?).await?;
         Ok(Taken { detail, records: fingerprint.rows })
     }
@@ -327,10 +331,10 @@ fn follow(
     chunks: mpsc::Receiver<Bytes>,
     pass: mpsc::Sender<Bytes>,
     stream: &str,
-    tally: Tally,
-) -> Result<Walked<Tally>, archive::ArchiveError> {
+    content: Content,
+) -> Result<Walked<Content>, archive::ArchiveError> {
     let plain = archive::decoder(Received::new(chunks));
-    archive::walk(Passing::new(plain, pass), stream, tally)
+    archive::walk(Passing::new(plain, pass), stream, content)
 }
 
 async fn is_there(connection: &Connection, stream: &str, consumer: &str) -> Result<bool, NatsError> {
@@ -347,7 +351,7 @@ async fn deleted(
     connection: &Connection,
     name: &str,
     state: &Value,
-    tally: &Tally,
+    seen: Option<&Ranges>,
 ) -> Result<Option<Deleted>, NatsError> {
     let Some(info) = connection.stream(name, &json!({"deleted_details": true})).await? else { return Ok(None) };
     let number = |value: &Value, field: &str| value[field].as_u64().unwrap_or_default();
@@ -355,7 +359,7 @@ async fn deleted(
     let deleted = Deleted::of(now);
     // A stream that was deleted and made again begins anew.
     let same = number(now, "last_seq") >= number(state, "last_seq");
-    let Some(seen) = tally.sequences().filter(|_| same) else { return Ok(Some(deleted)) };
+    let Some(seen) = seen.filter(|_| same) else { return Ok(Some(deleted)) };
     let from = deleted.before.max(number(state, "first_seq")).max(1);
     if let Some(missing) = seen.first_gap(from, number(state, "last_seq"), &deleted.within) {
         return Err(NatsError::Lacks { stream: name.to_owned(), sequence: missing });

@@ -3,6 +3,8 @@
 //! An archive of records (format 2) holds exactly what the stream must hold. One of files (format 1) holds deleted messages too: what
 //! must be there is what was not deleted right after the snapshot, and whatever is there must be in the archive as it is.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use bytes::Bytes;
 use futures::StreamExt;
 use serde_json::{Value, json};
@@ -16,7 +18,7 @@ use super::{
     ranges::Ranges,
     server::Connection,
     snapshot::Snapshot,
-    tally::Tally,
+    tally::{Counted, Difference, Tally},
 };
 use crate::{
     pipeline::{Fingerprint, PipelineError, SnapshotReader},
@@ -29,18 +31,85 @@ const BETWEEN: usize = 2;
 /// Subjects that are named where they differ.
 const NAMED: usize = 5;
 
+/// Everything that an archive holds.
+#[derive(Debug)]
+pub(super) struct Content {
+    tally: Tally,
+    /// Consumers by name.
+    pub(super) consumers: BTreeMap<String, ArchivedConsumer>,
+    /// The stream's configuration, which only archives of format 1 hold.
+    pub(super) config: Option<Value>,
+    /// What the stream has no more, though the archive may.
+    deleted: Option<Deleted>,
+    /// Its messages without those.
+    live: Option<Tally>,
+}
+
+impl Content {
+    /// Nothing yet.
+    pub(super) fn new(tally: Tally) -> Self {
+        Self { tally, consumers: BTreeMap::new(), config: None, deleted: None, live: None }
+    }
+
+    /// Counts the messages that are not deleted apart from all, with `tally`.
+    fn with_live(mut self, deleted: Deleted, tally: Tally) -> Self {
+        (self.deleted, self.live) = (Some(deleted), Some(tally));
+        self
+    }
+
+    /// What was counted: of all messages, and of those that are not deleted, where these were counted apart.
+    pub(super) fn counted(self) -> (Counted, Option<Counted>) {
+        (self.tally.finish(), self.live.map(Tally::finish))
+    }
+}
+
+impl Visitor for Content {
+    fn message(&mut self, message: &Message<'_>) -> Result<(), String> {
+        self.tally.message(message)?;
+        match (&mut self.live, &self.deleted) {
+            (Some(live), Some(deleted)) if !deleted.holds(message.seq) => live.message(message),
+            _ => Ok(()),
+        }
+    }
+
+    fn config(&mut self, json: &[u8]) -> Result<(), String> {
+        self.config = serde_json::from_slice(json).ok();
+        Ok(())
+    }
+
+    fn consumer(&mut self, consumer: &ArchivedConsumer) -> Result<(), String> {
+        self.consumers.insert(consumer.name.clone(), consumer.clone());
+        Ok(())
+    }
+}
+
 /// What an archive says.
 pub(super) struct Archived {
-    /// Every message in it.
-    pub(super) all: Tally,
-    /// Those that the stream must hold.
-    pub(super) live: Option<Tally>,
+    /// Of all messages.
+    pub(super) all: Counted,
+    /// Of those that the stream must hold, where the archive has others too.
+    live: Option<Counted>,
+    /// Consumers by name.
+    pub(super) consumers: BTreeMap<String, ArchivedConsumer>,
+    /// The stream's configuration, where the archive has it.
+    pub(super) config: Option<Value>,
 }
 
 impl Archived {
+    fn of(mut content: Content) -> Self {
+        let (consumers, config) = (std::mem::take(&mut content.consumers), content.config.take());
+        let (all, live) = content.counted();
+        Self { all, live, consumers, config }
+    }
+
     /// What the stream must hold.
-    fn expected(&self) -> &Tally {
+    fn expected(&self) -> &Counted {
         self.live.as_ref().unwrap_or(&self.all)
+    }
+
+    /// The last message's sequence; 0 where there is none.
+    pub(super) fn last(&self) -> u64 {
+        self.all.counts.last.map_or(0, |last| last.seq)
     }
 }
 
@@ -55,30 +124,6 @@ pub(super) struct Verdict {
     pub(super) differences: Vec<String>,
     /// What to know, in words.
     pub(super) notes: Vec<String>,
-}
-
-/// Counts all messages, and apart from that those that are not deleted.
-struct Both {
-    all: Tally,
-    live: Option<(Tally, Deleted)>,
-}
-
-impl Visitor for Both {
-    fn message(&mut self, message: &Message<'_>) -> Result<(), String> {
-        self.all.message(message)?;
-        match &mut self.live {
-            Some((live, deleted)) if !deleted.holds(message.seq) => live.message(message),
-            _ => Ok(()),
-        }
-    }
-
-    fn config(&mut self, json: &[u8]) -> Result<(), String> {
-        self.all.config(json)
-    }
-
-    fn consumer(&mut self, consumer: &ArchivedConsumer) -> Result<(), String> {
-        self.all.consumer(consumer)
-    }
 }
 
 /// A stored archive that is walked through on a thread of its own.
@@ -111,7 +156,7 @@ impl<T: AsRef<[u8]> + Send + 'static, V: Visitor + Send + 'static> Reading<T, V>
 
 /// A stored archive on its way, which must be the one that was captured.
 pub(super) struct Checking {
-    reading: Reading<Bytes, Both>,
+    reading: Reading<Bytes, Content>,
     stream: String,
     captured: Fingerprint,
 }
@@ -119,9 +164,13 @@ pub(super) struct Checking {
 impl Checking {
     pub(super) fn begin(snapshot: &SnapshotReader, stream: &Stored) -> Self {
         let name = &stream.detail.name;
-        let all = Tally::new(snapshot.fingerprint_seed()).with_sequences();
-        let live = stream.detail.deleted.clone().map(|deleted| (all.clone(), deleted));
-        let reading = Reading::begin(name, Both { all, live });
+        let tally = || Tally::new(snapshot.fingerprint_seed()).keeping_sequences();
+        let content = Content::new(tally());
+        let content = match stream.detail.deleted.clone() {
+            Some(deleted) => content.with_live(deleted, tally()),
+            None => content,
+        };
+        let reading = Reading::begin(name, content);
         Self { reading, stream: name.clone(), captured: stream.captured }
     }
 
@@ -131,13 +180,14 @@ impl Checking {
 
     pub(super) async fn finish(self) -> Result<Archived, NatsError> {
         let not_captured = |detail: String| NatsError::NotCaptured { stream: self.stream.clone(), detail };
-        let Both { all, live } = self.reading.finish().await.map_err(|error| not_captured(error.to_string()))?;
-        let found = all.fingerprint();
+        let content = self.reading.finish().await.map_err(|error| not_captured(error.to_string()))?;
+        let archived = Archived::of(content);
+        let found = archived.all.counts.all;
         if self.captured != found {
             let (was, is) = (report::count(self.captured.rows, "message"), report::count(found.rows, "message"));
             return Err(not_captured(format!("{was} were captured, and it holds {is} with another fingerprint")));
         }
-        Ok(Archived { all, live: live.map(|(tally, _)| tally) })
+        Ok(archived)
     }
 }
 
@@ -152,15 +202,21 @@ pub(super) async fn read(snapshot: &SnapshotReader, stream: &Stored) -> Result<A
 }
 
 /// Counts the messages with these sequences in a stored archive.
-async fn only(snapshot: &SnapshotReader, stream: &Stored, sequences: Ranges) -> Result<Tally, SourceError> {
+async fn only(snapshot: &SnapshotReader, stream: &Stored, sequences: Ranges) -> Result<Counted, SourceError> {
     let name = &stream.detail.name;
-    let reading = Reading::begin(name, Tally::new(snapshot.fingerprint_seed()).only(sequences));
+    let reading = Reading::begin(name, Tally::new(snapshot.fingerprint_seed()).only(Arc::new(sequences)));
     let mut parts = std::pin::pin!(snapshot.open(artifact(snapshot, name)?));
     while let Some(part) = parts.next().await {
         reading.feed(part?).await;
     }
     let error = |error: ArchiveError| NatsError::NotCaptured { stream: name.clone(), detail: error.to_string() };
-    Ok(reading.finish().await.map_err(error)?)
+    Ok(reading.finish().await.map_err(error)?.finish())
+}
+
+/// What a server gave back.
+pub(super) struct Found {
+    pub(super) counted: Counted,
+    pub(super) consumers: BTreeMap<String, ArchivedConsumer>,
 }
 
 /// Takes a snapshot of a stream and counts what is in it, without what is deleted and what is beyond `last`.
@@ -170,44 +226,26 @@ pub(super) async fn take_back(
     seed: u64,
     last: u64,
     consumers: bool,
-) -> Result<Tally, SourceError> {
-    let deleted = match connection.version.sends_records() {
-        true => None,
+) -> Result<Found, SourceError> {
+    let tally = || Tally::new(seed).keeping_sequences().only(Arc::new(Ranges::all_to(last)));
+    let content = match connection.version.sends_records() {
+        true => Content::new(tally()),
         false => {
             let info = connection.stream(name, &json!({"deleted_details": true})).await?;
-            Some(Deleted::of(&info.unwrap_or_default()["state"]))
+            Content::new(Tally::new(seed)).with_live(Deleted::of(&info.unwrap_or_default()["state"]), tally())
         }
     };
     let snapshot = Snapshot::begin(connection, name, consumers).await?;
     let ((to, chunks), stream) = (mpsc::channel(BETWEEN), name.to_owned());
-    let tally = Tally::new(seed).with_sequences().only(Ranges::from(0..=last));
-    let visitor = Live { tally, deleted };
     let walking = tokio::task::spawn_blocking(move || {
-        archive::walk(archive::decoder(Received::new(chunks)), &stream, visitor)
+        archive::walk(archive::decoder(Received::new(chunks)), &stream, content)
     });
     snapshot.pass(connection, to).await?;
     let walked = walking.await.map_err(|_| PipelineError::Stopped)?;
-    let walked = walked.map_err(|error| NatsError::Archive { stream: name.to_owned(), error })?;
-    Ok(walked.visitor.tally)
-}
-
-/// Counts what is not deleted.
-struct Live {
-    tally: Tally,
-    deleted: Option<Deleted>,
-}
-
-impl Visitor for Live {
-    fn message(&mut self, message: &Message<'_>) -> Result<(), String> {
-        match &self.deleted {
-            Some(deleted) if deleted.holds(message.seq) => Ok(()),
-            _ => self.tally.message(message),
-        }
-    }
-
-    fn consumer(&mut self, consumer: &ArchivedConsumer) -> Result<(), String> {
-        self.tally.consumer(consumer)
-    }
+    let mut content = walked.map_err(|error| NatsError::Archive { stream: name.to_owned(), error })?.visitor;
+    let consumers = std::mem::take(&mut content.consumers);
+    let (all, live) = content.counted();
+    Ok(Found { counted: live.unwrap_or(all), consumers })
 }
 
 /// Compares what a server has with what was captured. In a `live` one, messages may be gone again for reasons of their own.
@@ -216,50 +254,55 @@ pub(super) async fn stream(
     snapshot: &SnapshotReader,
     stream: &Stored,
     archived: &Archived,
-    found: &Tally,
+    found: &Counted,
     live: bool,
 ) -> Result<Verdict, SourceError> {
     let name = &stream.detail.name;
     let expected = archived.expected();
-    let (was, is) = (expected.fingerprint(), found.fingerprint());
+    let is = found.counts.all;
     let mut verdict = Verdict { messages: is.rows, bytes: is.bytes, ..Verdict::default() };
     let info = connection.stream(name, &Value::Null).await?.unwrap_or_default();
     let last = number(&info["state"], "last_seq");
-    let captured_last = number(&stream.detail.state, "last_seq").min(expected.last().unwrap_or(u64::MAX));
+    let captured_last = expected.counts.last.map_or(0, |last| last.seq).max(number(&stream.detail.state, "last_seq"));
     if last < captured_last {
         verdict.differences.push(format!("its last sequence is {last} and was {captured_last}"));
     }
-    if was == is {
-        return Ok(verdict);
-    }
-    // Which of what is there is not as it was?
-    let (Some(there), Some(were)) = (found.sequences(), expected.sequences()) else {
-        verdict.differences.extend(expected.differences(found, NAMED));
+    let Some(difference) = expected.difference(found, NAMED) else { return Ok(verdict) };
+    let (Some(there), Some(were)) = (&found.seen, &expected.seen) else {
+        verdict.differences.extend(words(&difference));
         return Ok(verdict);
     };
-    let same = only(snapshot, stream, there.clone()).await?;
-    verdict.differences.extend(same.differences(found, NAMED));
-    let extra = there.without(were);
-    if verdict.differences.is_empty() && !extra.is_empty() {
-        let messages = report::count(extra.count(), "message");
+    // Is what is there as it was? In an archive with deleted messages some may be there that were deleted meanwhile.
+    if let Some(changed) = only(snapshot, stream, there.clone()).await?.difference(found, NAMED) {
+        verdict.differences.extend(words(&changed));
+    } else if let Some(extra) = Some(there.without(were)).filter(|extra| !extra.is_empty()) {
+        let messages = report::count(extra.len(), "message");
         verdict.notes.push(format!("{messages} that were deleted while its snapshot was taken are there"));
     }
     let missing = were.without(there);
     if !missing.is_empty() {
-        let lost = format!("{} ({missing})", report::count(missing.count(), "message"));
-        match explained(&stream.detail.config, &info["state"], &missing, captured_last).filter(|_| live) {
+        let first: Vec<String> = missing.first(NAMED).iter().map(u64::to_string).collect();
+        let more = if missing.len() > NAMED as u64 { ", …" } else { "" };
+        let lost = format!("{} ({}{more})", report::count(missing.len(), "message"), first.join(", "));
+        match explained(&stream.detail.config, &info["state"], captured_last).filter(|_| live) {
             Some(why) => verdict.notes.push(format!("{lost} not there any more: {why}")),
             None => {
                 verdict.differences.push(format!("it lacks {lost}"));
-                verdict.differences.extend(expected.differences(found, NAMED));
+                verdict.differences.extend(words(&difference));
             }
         }
     }
     Ok(verdict)
 }
 
+/// A difference in words, subject by subject.
+fn words(difference: &Difference) -> Vec<String> {
+    let more = (difference.more > 0).then(|| format!("{} more", report::count(difference.more, "subject")));
+    difference.subjects.iter().cloned().chain(more).collect()
+}
+
 /// Why a server in use may have removed messages again.
-fn explained(config: &Value, state: &Value, missing: &Ranges, captured_last: u64) -> Option<&'static str> {
+fn explained(config: &Value, state: &Value, captured_last: u64) -> Option<&'static str> {
     if config["retention"].as_str().is_some_and(|retention| retention != "limits") {
         return Some("its consumers have acknowledged them");
     }
@@ -271,5 +314,5 @@ fn explained(config: &Value, state: &Value, missing: &Ranges, captured_last: u64
     }
     let limited = ["max_msgs", "max_bytes", "max_msgs_per_subject"].iter().any(|limit| config[*limit].as_i64() > Some(0));
     let newer = number(state, "last_seq") > captured_last;
-    (limited && newer && !missing.is_empty()).then_some("newer ones have taken their place")
+    (limited && newer).then_some("newer ones have taken their place")
 }

@@ -102,7 +102,7 @@ impl Recount {
     /// # Errors
     /// Why it is no whole archive, in words that follow its name.
     pub async fn finish(self) -> Result<Fingerprint, String> {
-        Ok(self.reading.finish().await.map_err(|error| error.to_string())?.fingerprint())
+        Ok(self.reading.finish().await.map_err(|error| error.to_string())?.finish().counts.all)
     }
 }
 

@@ -12,12 +12,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     archive::ArchivedConsumer,
-    compare::{self, Archived},
+    compare::{self, Archived, Found},
     error::NatsError,
     plan::{Stored, config_differences, stored},
     restore::load,
     server::{Connection, Server, Version},
-    tally::Tally,
 };
 use crate::{config::NatsConfig, pipeline::SnapshotReader, report, source::SourceError};
 
@@ -76,22 +75,15 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     }
     let mut proof = Proof { streams: Vec::new(), loaded: Duration::ZERO };
     for stream in &streams {
-        delete(&connection, &stream.detail.name).await?;
+        connection.delete(&stream.detail.name).await?;
         let began = Instant::now();
         let archived = load(&connection, snapshot, stream, &unlimited(&stream.detail.config), || {}).await?;
         proof.loaded += began.elapsed();
         proof.streams.push(look(&connection, snapshot, stream, &archived).await?);
         // Another one may listen on the same subjects, and room is for one at a time.
-        delete(&connection, &stream.detail.name).await?;
+        connection.delete(&stream.detail.name).await?;
     }
     Ok(proof)
-}
-
-async fn delete(connection: &Connection, name: &str) -> Result<(), NatsError> {
-    match connection.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null).await {
-        Err(error) if error.is_not_found() => Ok(()),
-        deleted => deleted.map(|_| ()),
-    }
 }
 
 /// A configuration under which a server keeps whatever it gets.
@@ -123,7 +115,7 @@ async fn look(
 ) -> Result<StreamProof, SourceError> {
     let name = &stream.detail.name;
     let found = compare::take_back(connection, name, snapshot.fingerprint_seed(), u64::MAX, true).await?;
-    let verdict = compare::stream(connection, snapshot, stream, archived, &found, false).await?;
+    let verdict = compare::stream(connection, snapshot, stream, archived, &found.counted, false).await?;
     let mut proof = StreamProof {
         stream: name.clone(),
         messages: verdict.messages,
@@ -132,21 +124,21 @@ async fn look(
         differences: verdict.differences,
         notes: verdict.notes,
     };
-    if let Some(config) = archived.all.config() {
+    if let Some(config) = &archived.config {
         proof.differences.extend(
             config_differences(&stream.detail.config, config).iter().map(|what| format!("its archive's configuration: {what}")),
         );
     }
     let there: BTreeMap<String, Value> = connection.consumers(name).await?.into_iter().collect();
-    consumers(stream, &archived.all, &found, &there, &mut proof);
+    consumers(stream, archived, &found, &there, &mut proof);
     Ok(proof)
 }
 
 /// Every consumer that was listed is there, with its configuration and where it was in the stream.
 fn consumers(
     stream: &Stored,
-    archived: &Tally,
-    found: &Tally,
+    archived: &Archived,
+    found: &Found,
     there: &BTreeMap<String, Value>,
     proof: &mut StreamProof,
 ) {
@@ -165,11 +157,11 @@ fn consumers(
         if !differences.is_empty() {
             proof.differences.push(format!("consumer `{name}`: {}", report::list(&differences, 5)));
         }
-        let state = |tally: &Tally| tally.consumers().get(name).and_then(|consumer: &ArchivedConsumer| consumer.state.clone());
-        if let (Some(was), Some(is)) = (state(archived), state(found))
+        let state = |consumers: &BTreeMap<String, ArchivedConsumer>| consumers.get(name).and_then(|consumer| consumer.state);
+        if let (Some(was), Some(is)) = (state(&archived.consumers), state(&found.consumers))
             && was != is
         {
-            proof.differences.push(format!("consumer `{name}` was at {was} and is at {is}"));
+            proof.differences.push(format!("consumer `{name}` was at {was:?} and is at {is:?}"));
         }
     }
 }

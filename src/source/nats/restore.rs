@@ -212,11 +212,7 @@ async fn remove_ours(connection: &Connection, stream: &Stored) -> Result<bool, N
             text: "something else made a stream of that name".into(),
         });
     }
-    match connection.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null).await {
-        Ok(_) => Ok(false),
-        Err(error) if error.is_not_found() => Ok(true),
-        Err(error) => Err(error),
-    }
+    Ok(!connection.delete(name).await?)
 }
 
 /// One stream's restore.
@@ -232,7 +228,9 @@ impl One<'_> {
         let (name, snapshot) = (&self.stream.detail.name, &self.restore.snapshot);
         if replaces {
             snapshot.progress().set_phase(format!("deleting stream `{name}`"));
-            self.delete(name).await?;
+            self.done.begun.store(true, Ordering::Relaxed);
+            self.connection.delete(name).await?;
+            *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name.to_owned());
         }
         snapshot.progress().set_phase(format!("restoring stream `{name}`"));
         let marks = self.connection.version >= KNOWS_METADATA;
@@ -249,9 +247,9 @@ impl One<'_> {
         self.make_missing_consumers(notes).await?;
         snapshot.progress().set_phase(format!("comparing stream `{name}`"));
         // What was published since then is not ours to compare.
-        let last = archived.all.last().unwrap_or_default();
+        let last = archived.last();
         let found = compare::take_back(self.connection, name, snapshot.fingerprint_seed(), last, false).await?;
-        let verdict = compare::stream(self.connection, snapshot, self.stream, &archived, &found, true).await?;
+        let verdict = compare::stream(self.connection, snapshot, self.stream, &archived, &found.counted, true).await?;
         if marks {
             let what = format!("completing stream `{name}`");
             self.connection.ask(&what, &format!("STREAM.UPDATE.{name}"), &self.stream.detail.config).await?;
@@ -260,18 +258,6 @@ impl One<'_> {
         *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
         self.done.whole.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
         Ok(compared)
-    }
-
-    async fn delete(&self, name: &str) -> Result<(), NatsError> {
-        self.done.begun.store(true, Ordering::Relaxed);
-        let asked = self.connection.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null);
-        match asked.await {
-            Ok(_) => {}
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-        *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name.to_owned());
-        Ok(())
     }
 
     async fn judge(&self, verdict: Verdict, notes: &mut Vec<String>) -> Result<RestoredItem, SourceError> {

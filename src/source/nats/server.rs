@@ -328,6 +328,15 @@ impl Connection {
             Err(error) => Err(error),
         }
     }
+
+    /// Deletes a stream with its consumers; false where there is none.
+    pub(super) async fn delete(&self, name: &str) -> Result<bool, NatsError> {
+        match self.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// Pages of a list.
