@@ -6,7 +6,7 @@ use super::{DISKLESS, SOON, TARGET, back_up, before, in_dump, initialised, resto
 use crate::support::{
     binary::Output,
     mode::Mode,
-    proxy::Step,
+    proxy::{Step, Way},
     redis::{Redis, RedisVersion},
     wait_for,
     workspace::Workspace,
@@ -82,6 +82,52 @@ fn a_cache_whose_time_is_over() {
     assert_eq!(source["items"][0]["rows"], 1, "{restored}");
     assert_eq!(source["items"][0]["compared"], "same", "{restored}");
     assert!(source["notes"].to_string().contains("50 of 51 keys are not there"), "{restored}");
+}
+
+/// The comparison finds every change that somebody else makes between the last key and the dump that is taken back.
+#[test]
+fn whatever_is_changed_before_the_comparison_is_found() {
+    let source = Redis::start_with(RedisVersion::V82, DISKLESS);
+    for (key, fields) in [("small", 4), ("large", 1000)] {
+        let pairs: Vec<String> = (0..fields).flat_map(|n| [format!("f{n}"), "value".to_owned()]).collect();
+        source.command(&[&["HSET", key][..], &pairs.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+        source.command(&["HPEXPIRE", key, "7200000", "FIELDS", "1", "f2"]);
+    }
+    source.command(&["SET", "lasting", "value"]);
+    source.command(&["SET", "expiring", "value", "PX", "7200000"]);
+    let workspace = initialised(Mode::Clear, &source);
+    back_up(&workspace);
+    let target = Arc::new(Redis::start_with(RedisVersion::V82, TARGET));
+    let proxy = before(&target);
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    for (change, of) in [
+        (&["PING"][..], ""),
+        (&["SET", "lasting", "other"], "strings"),
+        (&["SET", "expiring", "other", "KEEPTTL"], "strings"),
+        (&["PEXPIRE", "expiring", "3600000"], "strings"),
+        (&["PERSIST", "expiring"], "strings"),
+        (&["SET", "one", "more"], "strings"),
+        (&["DEL", "small"], "hashes"),
+        (&["HSET", "large", "f1", "other"], "hashes"),
+        (&["HSETEX", "small", "KEEPTTL", "FIELDS", "1", "f2", "other"], "hashes"),
+        (&["HSETEX", "large", "KEEPTTL", "FIELDS", "1", "f2", "other"], "hashes"),
+        (&["HPEXPIRE", "small", "3600000", "FIELDS", "1", "f2"], "hashes"),
+        (&["HPERSIST", "large", "FIELDS", "1", "f2"], "hashes"),
+    ] {
+        target.command(&["FLUSHALL"]);
+        let changing = Arc::clone(&target);
+        proxy.on_bytes(move |way, _, bytes| {
+            if way == Way::Up && memchr::memmem::find(&bytes, b"PSYNC").is_some() {
+                changing.command(change);
+            }
+            vec![Step::Send(bytes)]
+        });
+        let output = restore_at(&workspace, &url, target.password(), &[]).output();
+        match of {
+            "" => drop(output.assert_code(0)),
+            of => drop(output.assert_error(1, &["does not hold what was captured", "db 0: ", of])),
+        }
+    }
 }
 
 /// Where nobody may look, nothing is said of files.
