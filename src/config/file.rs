@@ -136,7 +136,7 @@ fn read_cut_order(section: &Section<'_>, sources: &[SourceName]) -> Vec<SourceNa
     }
     if !problems.is_empty() {
         let all: Vec<String> = sources.iter().map(|name| format!("\"{name}\"")).collect();
-        let hint = format!("name every source once, the one to be cut first at the beginning: {}", all.join(", "));
+        let hint = format!("name every source once, the first to be cut first: [{}]", all.join(", "));
         section.bad("cut_order", problems.join("; "), Some(hint));
     }
     order

@@ -389,3 +389,6 @@ impl SourceOutcome {
         self.uploaded = head.sizes.uploaded;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,8 +62,10 @@ pub fn duration(d: Duration) -> String {
 
 /// A time in seconds with the precision that is of use: `0 ms`, `0.4 ms`, `12 ms`, `1.25 s`, and as [`duration`] from a minute on.
 pub fn seconds(seconds: f64) -> String {
+    if seconds.is_nan() || seconds <= 0.0 {
+        return "0 ms".to_owned();
+    }
     match seconds {
-        _ if !(seconds > 0.0) => "0 ms".to_owned(),
         ..0.00095 => format!("{:.1} ms", (seconds * 1e3).max(0.1)),
         ..0.9995 => format!("{:.0} ms", seconds * 1e3),
         ..59.995 => format!("{seconds:.2} s"),

@@ -227,6 +227,14 @@ fn problems_are_named() {
         (file("[retention]\n"), "`retention`: this version cannot", "remove it"),
         (file("[alerts]\n"), "`alerts`: this version cannot", "remove it"),
         (file("[server]\n"), "`server`: this version has no", "remove it"),
+        (
+            source("[backup]\ncut_order = [\"cach\", \"db\", \"db\"]\n"),
+            "/etc/t.toml:8:13: `backup.cut_order`: names `cach`, which is no source; names `db` twice",
+            "[\"db\"]",
+        ),
+        (source("[backup]\ncut_order = []\n"), "`backup.cut_order`: does not name `db`", "name every source once"),
+        (source("[backup]\ncut_order = \"db\"\n"), "expected a list of strings, found string", ""),
+        (source("[backup]\ncut_oder = []\n"), "`backup.cut_oder`: unknown key", "did you mean `backup.cut_order`?"),
         (file("[limits]\nmemory_mib = 95\n"), "`limits.memory_mib`: must be from 96 to 4096", ""),
         (file("[limits]\nuploads = 65\n"), "`limits.uploads`: must be from 1 to 64", ""),
         (file("[repository.s3]\nregion = \"a b\"\n"), "`repository.s3.region`", ""),
@@ -309,6 +317,22 @@ fn problems_are_named() {
         let all = format!("{shown} {got} {error:?}");
         assert!(!all.contains("hunter2") && !all.contains("secret@"), "{all}");
         assert!(!all.contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn sources_are_cut_in_the_configured_order_or_by_kind() {
+    let redis = |name: &str| format!("[[source]]\nname = \"{name}\"\nkind = \"redis\"\nurl = \"redis://c\"\n");
+    let sources = format!("{SOURCE}{}{}", redis("second"), redis("first"));
+    for (order, want) in [
+        ("", ["second", "first", "db"]),
+        ("[backup]\n", ["second", "first", "db"]),
+        ("[backup]\ncut_order = [\"db\", \"first\", \"second\"]\n", ["db", "first", "second"]),
+    ] {
+        let config = parse(&format!("{FILE}{order}{sources}")).unwrap();
+        let mut found: Vec<&SourceConfig> = config.sources.iter().collect();
+        found.sort_by_key(|source| config.cut_rank(source));
+        assert_eq!(found.iter().map(|source| source.name.as_str()).collect::<Vec<_>>(), want, "{order}");
     }
 }
 

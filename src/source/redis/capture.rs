@@ -235,11 +235,10 @@ pub(super) fn take(
         let (chunks, read) = mpsc::channel(CHUNKS);
         let name = server.clone();
         let walking = tokio::task::spawn_blocking(move || follow(read, pass, announced, seed, tally, &name));
-        let length = read_dump(dump, announced, chunks).await;
-        let walked = walking.await;
-        // What the socket said is the cause, where the walk only found that bytes were missing.
-        let received = length?;
-        match walked {
+        // What the socket said is the cause, and the walk is not waited for: it may stand before a store that stalls, until whoever has
+        // the other end of its channel is told of the error and drops that.
+        let received = read_dump(dump, announced, chunks).await?;
+        match walking.await {
             Ok(Err(RedisError::Rdb { error: RdbError::Truncated { .. }, .. }))
                 if announced == Announced::Length(received) =>
             {

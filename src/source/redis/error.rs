@@ -169,9 +169,10 @@ impl RedisError {
             Self::TooSlow { .. } => {
                 "look at the store and the network to it; a larger `repl-timeout` of the server gives it more time".into()
             }
-            Self::CutShort { .. } | Self::Broken { .. } => {
+            Self::CutShort { .. } => {
                 "look at the server's log: `repl-timeout`, `client-output-buffer-limit replica` and a full disk end dumps".into()
             }
+            Self::Broken { .. } => "look at the server's log, and at the network between it and this machine".into(),
             Self::Strange { .. } => "check that the source's `url` is that of a Redis server".into(),
             Self::Rdb { error: RdbError::TooNew { .. }, .. } => {
                 "`--to-rdb FILE` writes the file for a server that knows it".into()

@@ -11,7 +11,7 @@ use super::{
     error::RedisError,
     plan::detail,
     tally::Tally,
-    walk::{Copy, walk_artifact},
+    walk::{FileCopy, walk_artifact},
 };
 use crate::{
     pipeline::{Progress, SnapshotReader},
@@ -78,7 +78,7 @@ impl FileRestore {
         // Only its owner may read it until the file is given to the server's user.
         let temporary = tempfile::Builder::new().prefix(".altlas-backup-").tempfile_in(folder).map_err(failed)?;
         let file = tokio::fs::File::from_std(temporary.reopen().map_err(failed)?);
-        let mut copy = Copy { file, path: self.path.display().to_string() };
+        let mut copy = FileCopy { file, path: self.path.display().to_string() };
         let artifact = self.snapshot.artifact(PATH)?;
         let progress = self.snapshot.progress();
         progress.set_phase("writing the file");

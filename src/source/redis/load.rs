@@ -109,7 +109,7 @@ pub(super) struct Loader {
 pub(super) struct Connections {
     tasks: Vec<(Wire, mpsc::Receiver<Batch>)>,
     /// Keys that the server has taken.
-    pub(super) taken: Arc<AtomicU64>,
+    taken: Arc<AtomicU64>,
     server: String,
 }
 
@@ -122,7 +122,8 @@ pub(super) async fn connect(server: &Server) -> Result<Vec<Wire>, RedisError> {
     Ok(wires)
 }
 
-/// A loader on these connections, for a file of this RDB version with these long values.
+/// A loader on these connections, for a file of this RDB version with these long values. Keys that the server has taken are counted in
+/// `taken`.
 pub(super) fn open(
     wires: Vec<Wire>,
     server: &Server,
@@ -130,6 +131,7 @@ pub(super) fn open(
     large: &[Large],
     replace_functions: bool,
     tally: Tally,
+    taken: Arc<AtomicU64>,
 ) -> (Loader, Connections) {
     let (mut senders, mut tasks) = (Vec::new(), Vec::new());
     for wire in wires {
@@ -150,7 +152,7 @@ pub(super) fn open(
         replace_functions,
         bytes: BTreeMap::new(),
     };
-    (loader, Connections { tasks, taken: Arc::default(), server: server.name() })
+    (loader, Connections { tasks, taken, server: server.name() })
 }
 
 pub(super) fn stopped() -> String {

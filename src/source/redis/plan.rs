@@ -1,6 +1,6 @@
 //! What a restore into a running server would do, and what stands in its way. Touches nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::atomic::AtomicBool};
 
 use super::{
     capture::{Detail, PATH},
@@ -108,7 +108,17 @@ pub(super) async fn plan(
         refusals,
         raw,
     };
-    Ok(RedisRestore::new(server.clone(), snapshot, rdb(&detail), contents, target.facts, request.overwrite, plan))
+    Ok(RedisRestore {
+        server: server.clone(),
+        snapshot,
+        rdb: rdb(&detail),
+        contents,
+        facts: target.facts,
+        overwrite: request.overwrite,
+        plan,
+        begun: AtomicBool::new(false),
+        changed: AtomicBool::new(false),
+    })
 }
 
 /// The file's version, where its content is known.

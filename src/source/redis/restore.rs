@@ -46,18 +46,19 @@ const MOST_LOOKING: Duration = Duration::from_secs(10);
 
 /// A planned restore into a running server.
 pub(super) struct RedisRestore {
-    server: Server,
-    snapshot: SnapshotReader,
+    pub(super) server: Server,
+    pub(super) snapshot: SnapshotReader,
     /// The file's version; absent where it cannot be restored this way.
-    rdb: Option<u16>,
-    contents: Contents,
-    facts: Facts,
-    overwrite: bool,
+    pub(super) rdb: Option<u16>,
+    pub(super) contents: Contents,
+    /// What the target said when it was looked at.
+    pub(super) facts: Facts,
+    pub(super) overwrite: bool,
+    pub(super) plan: RestorePlan,
     /// Did we flush or write anything?
-    begun: AtomicBool,
+    pub(super) begun: AtomicBool,
     /// Did we change [`DISKLESS_SETTING`]?
-    changed: AtomicBool,
-    plan: RestorePlan,
+    pub(super) changed: AtomicBool,
 }
 
 #[async_trait]
@@ -87,19 +88,6 @@ impl Restore for RedisRestore {
 }
 
 impl RedisRestore {
-    pub(super) fn new(
-        server: Server,
-        snapshot: SnapshotReader,
-        rdb: Option<u16>,
-        contents: Contents,
-        facts: Facts,
-        overwrite: bool,
-        plan: RestorePlan,
-    ) -> Self {
-        let (begun, changed) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { server, snapshot, rdb, contents, facts, overwrite, begun, changed, plan }
-    }
-
     async fn restore(&self, taken: &Arc<AtomicU64>) -> Result<Restored, SourceError> {
         let now = milliseconds(Timestamp::now());
         let (bytes, expected) = self.load(now, taken).await?;
@@ -151,10 +139,10 @@ impl RedisRestore {
             let progress = self.snapshot.progress();
             progress.set_phase("reading the backup");
             let artifact = self.snapshot.artifact(PATH)?;
-            let reading = Reading { tally: Tally::new(None), libraries };
-            let walked = walk_artifact(&self.snapshot, artifact, reading, None).await?.visitor;
-            self.is_what_was_captured(&walked.tally.finish().0)?;
-            libraries = walked.libraries;
+            let tally = Tally::new(None).keeping_libraries();
+            let mut walked = walk_artifact(&self.snapshot, artifact, tally, None).await?.visitor;
+            libraries = walked.take_libraries();
+            self.is_what_was_captured(&walked.finish().0)?;
             progress.raw.store(0, Ordering::Relaxed);
         }
         // Reading takes its time: what matters is how things are now.
@@ -222,9 +210,8 @@ impl RedisRestore {
         // A server that takes no connections from us is not flushed.
         let wires = load::connect(&self.server).await?;
         self.flush(&in_the_way).await?;
-        let (loader, mut connections) =
-            load::open(wires, &self.server, rdb, &self.contents.large, self.overwrite, tally);
-        connections.taken = taken.clone();
+        let (loader, connections) =
+            load::open(wires, &self.server, rdb, &self.contents.large, self.overwrite, tally, taken.clone());
         self.begun.store(true, Ordering::Relaxed);
         self.snapshot.progress().set_phase("restoring keys");
         let artifact = self.snapshot.artifact(PATH)?;
@@ -332,7 +319,7 @@ impl RedisRestore {
                 .push(format!("the target's dump is of RDB version {}, which this program cannot read", taken.version));
             return Ok(Compared::Inconclusive);
         };
-        let Some(tally::Compared { mut differences, living, left_out }) =
+        let Some(tally::Comparison { mut differences, living, left_out }) =
             expected.differences(&found, &self.contents.databases(), at)
         else {
             notes.push("the restore took so long that keys that expire could not be told apart any more".into());
@@ -416,6 +403,11 @@ impl RedisRestore {
             Ok(Err(error)) => left.push(format!("what it holds now is not known ({error}); {again}")),
             Err(_) => left.push(format!("what it holds now is not known, for it does not answer; {again}")),
         }
+        match (self.contents.functions.is_empty(), self.overwrite) {
+            (true, _) => {}
+            (false, true) => left.push("its function libraries may have been replaced by those of the backup".into()),
+            (false, false) => left.push("function libraries may have been loaded, which `--overwrite` replaces".into()),
+        }
         if self.changed.load(Ordering::Relaxed) {
             left.push(format!("its `{DISKLESS_SETTING}` was set to yes, and is to be set back to no"));
         }
@@ -446,39 +438,6 @@ async fn may_write(server: &Server, rdb: u16, functions: bool) -> Result<(), Red
         }
     }
     Ok(())
-}
-
-/// Reads a backup before anything is flushed: counts it, and keeps its libraries.
-struct Reading {
-    tally: Tally,
-    libraries: Vec<Vec<u8>>,
-}
-
-/// Bytes of libraries that are kept; more are not tried before.
-const MOST_LIBRARIES: usize = 16 * 1024 * 1024;
-
-impl rdb::Visitor for Reading {
-    fn aux(&mut self, name: &[u8], value: &[u8]) -> Result<(), String> {
-        self.tally.aux(name, value)
-    }
-    fn function(&mut self, source: &[u8], digest: rdb::Digest) -> Result<(), String> {
-        if self.libraries.iter().map(Vec::len).sum::<usize>() + source.len() <= MOST_LIBRARIES {
-            self.libraries.push(source.to_vec());
-        }
-        self.tally.function(source, digest)
-    }
-    fn module_aux(&mut self, module: &str) -> Result<(), String> {
-        self.tally.module_aux(module)
-    }
-    fn key(&mut self, head: &rdb::KeyHead<'_>) -> Result<(), String> {
-        self.tally.key(head)
-    }
-    fn field(&mut self, expiry: u64, digest: rdb::Digest) -> Result<(), String> {
-        self.tally.field(expiry, digest)
-    }
-    fn end(&mut self, end: &rdb::KeyEnd<'_>) -> Result<(), String> {
-        self.tally.end(end)
-    }
 }
 
 /// No save of any kind goes on.

@@ -20,6 +20,8 @@ const HORIZON: u64 = 48 * 60;
 const MINUTE: u64 = 60_000;
 /// Names of modules and function libraries that are kept.
 const MOST_NAMES: usize = 10_000;
+/// Bytes of function libraries that are kept; whatever more there is, is only counted.
+const MOST_LIBRARIES: usize = 16 * 1024 * 1024;
 
 /// Keys, and the sum of their digests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,7 +193,7 @@ impl Class {
 
 /// How two servers' keys, and fields that expire by themselves, compare.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Compared {
+pub(super) struct Comparison {
     /// How they differ, in words.
     pub(super) differences: Vec<String>,
     /// How many were compared.
@@ -221,7 +223,7 @@ impl ByMinute {
     }
 
     /// How `found` differs among the keys (and fields that expire by themselves) of `databases` that live on after `at`. `None` where `at` is too far off.
-    pub(super) fn differences(&self, found: &Self, databases: &BTreeMap<u64, u64>, at: u64) -> Option<Compared> {
+    pub(super) fn differences(&self, found: &Self, databases: &BTreeMap<u64, u64>, at: u64) -> Option<Comparison> {
         // A little more than the clocks' difference, so that what is about to go is on neither side.
         // A clock that is behind ours must not bring back what we took for gone.
         let after = ((at + 2000) / MINUTE + 1).max(self.first + 1);
@@ -240,7 +242,7 @@ impl ByMinute {
         let mut places: Vec<_> = self.sums.keys().chain(found.sums.keys()).copied().collect();
         places.sort_unstable();
         places.dedup();
-        let mut compared = Compared::default();
+        let mut compared = Comparison::default();
         for place in places.into_iter().filter(|(db, _)| databases.contains_key(db)) {
             let ours = living(self, &place);
             let gone = self.sums.get(&place).into_iter().flat_map(|minutes| minutes.range(..after));
@@ -257,6 +259,8 @@ pub(super) struct Tally {
     contents: BTreeMap<(u64, Class), (Sum, Sum)>,
     rest: Contents,
     by_minute: Option<ByMinute>,
+    /// Sources of the function libraries, where they are wanted.
+    libraries: Option<Vec<Vec<u8>>>,
     /// When the dump was taken, in milliseconds since 1970.
     taken: u64,
     /// `redis-ver` or `valkey-ver` of the file.
@@ -272,6 +276,7 @@ impl Tally {
             contents: BTreeMap::new(),
             rest: Contents::default(),
             by_minute: None,
+            libraries: None,
             taken: 0,
             version: String::new(),
             current: (0, None, 0),
@@ -283,6 +288,17 @@ impl Tally {
     pub(super) fn by_minute(mut self, now: u64) -> Self {
         self.by_minute = Some(ByMinute::new(now));
         self
+    }
+
+    /// Also keeps the sources of function libraries.
+    pub(super) fn keeping_libraries(mut self) -> Self {
+        self.libraries = Some(Vec::new());
+        self
+    }
+
+    /// The function libraries that were kept, in the order of the file.
+    pub(super) fn take_libraries(&mut self) -> Vec<Vec<u8>> {
+        self.libraries.take().unwrap_or_default()
     }
 
     /// What was counted.
@@ -309,9 +325,14 @@ impl Visitor for Tally {
         Ok(())
     }
 
-    fn function(&mut self, _source: &[u8], digest: Digest) -> Result<(), String> {
+    fn function(&mut self, source: &[u8], digest: Digest) -> Result<(), String> {
         if self.rest.functions.len() == MOST_NAMES {
             return Err(format!("holds more than {MOST_NAMES} function libraries"));
+        }
+        if let Some(libraries) = &mut self.libraries
+            && libraries.iter().map(Vec::len).sum::<usize>() + source.len() <= MOST_LIBRARIES
+        {
+            libraries.push(source.to_vec());
         }
         self.rest.functions.push(format!("{digest:032x}"));
         Ok(())
@@ -419,8 +440,8 @@ mod tests {
         ]);
         let databases = BTreeMap::from([(0, 5)]);
         let same = ours.differences(&theirs, &databases, 12 * MINUTE + 10).unwrap();
-        assert_eq!(same, Compared { differences: vec![], living: 3, left_out: 2 });
-        let Compared { differences, .. } = ours.differences(&theirs, &databases, 11 * MINUTE).unwrap();
+        assert_eq!(same, Comparison { differences: vec![], living: 3, left_out: 2 });
+        let Comparison { differences, .. } = ours.differences(&theirs, &databases, 11 * MINUTE).unwrap();
         assert_eq!(differences, ["db 0: 3 strings instead of 4"]);
         assert!(ours.differences(&theirs, &databases, 60 * 60 * 60 * 1000).is_none());
     }

@@ -15,13 +15,13 @@ use crate::{
 };
 
 /// A file that a restore writes.
-pub(super) struct Copy {
+pub(super) struct FileCopy {
     pub(super) file: tokio::fs::File,
     /// Its name to be, for messages.
     pub(super) path: String,
 }
 
-impl Copy {
+impl FileCopy {
     pub(super) fn failed(&self, error: &io::Error) -> RedisError {
         RedisError::File { path: self.path.clone(), detail: error.to_string() }
     }
@@ -87,7 +87,7 @@ pub(super) async fn walk_artifact<V: Visitor + Send + 'static>(
     snapshot: &SnapshotReader,
     artifact: &Artifact,
     visitor: V,
-    mut copy: Option<&mut Copy>,
+    mut copy: Option<&mut FileCopy>,
 ) -> Result<Walked<V>, SourceError> {
     let walk = Walk::begin(snapshot.fingerprint_seed(), visitor);
     let mut parts = std::pin::pin!(snapshot.open(artifact));

@@ -1,12 +1,14 @@
 //! Nothing is flushed that could have been known to be in vain, and nothing is said that was not looked at.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, sync::Arc, time::Duration};
 
-use super::{DISKLESS, TARGET, back_up, initialised, restore, restore_at, save_once};
+use super::{DISKLESS, SOON, TARGET, back_up, before, in_dump, initialised, restore, restore_at, save_once, through};
 use crate::support::{
     binary::Output,
     mode::Mode,
+    proxy::{Step, Way},
     redis::{Redis, RedisVersion},
+    wait_for,
     workspace::Workspace,
 };
 
@@ -82,6 +84,52 @@ fn a_cache_whose_time_is_over() {
     assert!(source["notes"].to_string().contains("50 of 51 keys are not there"), "{restored}");
 }
 
+/// The comparison finds every change that somebody else makes between the last key and the dump that is taken back.
+#[test]
+fn whatever_is_changed_before_the_comparison_is_found() {
+    let source = Redis::start_with(RedisVersion::V82, DISKLESS);
+    for (key, fields) in [("small", 4), ("large", 1000)] {
+        let pairs: Vec<String> = (0..fields).flat_map(|n| [format!("f{n}"), "value".to_owned()]).collect();
+        source.command(&[&["HSET", key][..], &pairs.iter().map(String::as_str).collect::<Vec<_>>()].concat());
+        source.command(&["HPEXPIRE", key, "7200000", "FIELDS", "1", "f2"]);
+    }
+    source.command(&["SET", "lasting", "value"]);
+    source.command(&["SET", "expiring", "value", "PX", "7200000"]);
+    let workspace = initialised(Mode::Clear, &source);
+    back_up(&workspace);
+    let target = Arc::new(Redis::start_with(RedisVersion::V82, TARGET));
+    let proxy = before(&target);
+    let url = format!("redis://127.0.0.1:{}", proxy.port());
+    for (change, of) in [
+        (&["PING"][..], ""),
+        (&["SET", "lasting", "other"], "strings"),
+        (&["SET", "expiring", "other", "KEEPTTL"], "strings"),
+        (&["PEXPIRE", "expiring", "3600000"], "strings"),
+        (&["PERSIST", "expiring"], "strings"),
+        (&["SET", "one", "more"], "strings"),
+        (&["DEL", "small"], "hashes"),
+        (&["HSET", "large", "f1", "other"], "hashes"),
+        (&["HSETEX", "small", "KEEPTTL", "FIELDS", "1", "f2", "other"], "hashes"),
+        (&["HSETEX", "large", "KEEPTTL", "FIELDS", "1", "f2", "other"], "hashes"),
+        (&["HPEXPIRE", "small", "3600000", "FIELDS", "1", "f2"], "hashes"),
+        (&["HPERSIST", "large", "FIELDS", "1", "f2"], "hashes"),
+    ] {
+        target.command(&["FLUSHALL"]);
+        let changing = Arc::clone(&target);
+        proxy.on_bytes(move |way, _, bytes| {
+            if way == Way::Up && memchr::memmem::find(&bytes, b"PSYNC").is_some() {
+                changing.command(change);
+            }
+            vec![Step::Send(bytes)]
+        });
+        let output = restore_at(&workspace, &url, target.password(), &[]).output();
+        match of {
+            "" => drop(output.assert_code(0)),
+            of => drop(output.assert_error(1, &["does not hold what was captured", "db 0: ", of])),
+        }
+    }
+}
+
 /// Where nobody may look, nothing is said of files.
 #[test]
 fn a_target_that_does_not_tell_its_settings() {
@@ -109,6 +157,60 @@ fn a_failed_dump_says_what_it_did() {
     // As the hint says.
     save_once(&server);
     server.command(&["SET", "written", "again"]);
+}
+
+/// The same where the dump breaks off in the middle, after the server's disk did.
+#[test]
+fn a_dump_that_breaks_off_says_what_it_did() {
+    let server = Redis::start_without_rights(RedisVersion::V70, &["repl-diskless-sync no"]);
+    server.fill("many", 60_000, 2);
+    save_once(&server);
+    let mut workspace = initialised(Mode::Clear, &server);
+    let proxy = before(&server);
+    through(&mut workspace, &proxy);
+    let server = Arc::new(server);
+    let (folder, at_the_cut) = (server.folder(), Arc::clone(&server));
+    proxy.on_bytes(in_dump(move |offset, bytes| {
+        if offset < 128 * 1024 {
+            return vec![Step::Send(bytes)];
+        }
+        fs::set_permissions(at_the_cut.folder(), fs::Permissions::from_mode(0o500)).unwrap();
+        at_the_cut.command(&["BGSAVE"]);
+        wait_for("the failed save", SOON, || (at_the_cut.info("rdb_last_bgsave_status") == "err").then_some(()));
+        vec![Step::Cut]
+    }));
+    let output = workspace.run(&["backup"]).output();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).unwrap();
+    output.assert_error(1, &["source `cache`", "ended after", "refuses writes", "stop-writes-on-bgsave-error"]);
+}
+
+/// What a restore changed before it failed is told, libraries too.
+#[test]
+fn libraries_that_were_replaced_are_told() {
+    let source = Redis::start_with(RedisVersion::V70, DISKLESS);
+    source.command(&["SET", "key", "value"]);
+    let library = |name: &str, function: &str, result: u32| {
+        format!("#!lua name={name}\nredis.register_function('{function}', function() return {result} end)")
+    };
+    for (name, function) in [("a", "first"), ("b", "second")] {
+        source.command(&["FUNCTION", "LOAD", &library(name, function, 1)]);
+    }
+    let workspace = initialised(Mode::Clear, &source);
+    back_up(&workspace);
+    let mut all_changed = 0;
+    for taken in ["first", "second"] {
+        let target = Redis::start_with(RedisVersion::V70, TARGET);
+        target.command(&["SET", "precious", "old"]);
+        let (kept, replaced) = if taken == "first" { ("second", "b") } else { ("first", "a") };
+        target.command(&["FUNCTION", "LOAD", &library(replaced, kept, 2)]);
+        target.command(&["FUNCTION", "LOAD", &library("another", taken, 2)]);
+        let output = restore(&workspace, &target, &["--overwrite"]).output().assert_error(1, &["already exists"]);
+        assert_eq!(target.command(&["GET", "precious"]), "old", "{}", output.text());
+        let changed = target.command(&["FCALL", kept, "0"]) == "1";
+        assert_eq!(output.stderr.contains("function libraries may have been replaced"), changed, "{}", output.text());
+        all_changed += u32::from(changed);
+    }
+    assert_eq!(all_changed, 1, "one library comes before the other");
 }
 
 /// Commands under other names, a library in the way, a server that cannot read the values: all found before anything is flushed.

@@ -344,7 +344,8 @@ fn a_target_that_is_killed_in_the_middle() {
     wait_for("the first keys", SOON, || (target.keys() > 1000).then_some(()));
     target.kill();
     let place = format!("127.0.0.1:{}", proxy.port());
-    running.wait().assert_error(1, &["source `cache`", &place, "--overwrite"]);
+    let output = running.wait().assert_error(1, &["source `cache`", &place, "--overwrite"]);
+    assert!(!output.stderr.contains("end dumps"), "there was none\n{}", output.text());
     target.resume();
     restore(&workspace, &target, &[]).ok();
     assert_eq!(source.digest(), target.digest());

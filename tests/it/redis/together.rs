@@ -1,12 +1,23 @@
 //! PostgreSQL and Redis in one backup.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use super::{DISKLESS, MARGIN, NO_FILES, recorded};
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{DISKLESS, MARGIN, NO_FILES, SOON, before, dumps, in_dump, recorded};
 use crate::support::{
     mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
+    proxy::{Step, TcpProxy},
     redis::{Redis, RedisVersion, ms_from_now},
+    wait_for,
     workspace::Workspace,
 };
 
@@ -26,9 +37,7 @@ fn both_are_restored(mode: Mode) {
         report["sources"].as_array().unwrap().iter().map(|source| source["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["database", "cache"], "in the order of the configuration");
     // What refers to PostgreSQL is cut before it.
-    let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
-    let cut = |n: usize| shown["head"]["sources"][n]["cut_at"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
-    assert!(cut(1) < cut(0), "{shown}");
+    assert_one_recovery_point(&workspace, &report, [1, 0]);
     workspace.run(&["verify", "latest", "--level", "content"]).ok();
 
     let (database_target, cache_target) = (Postgres::start(Major::V15), Redis::start_with(RedisVersion::V70, NO_FILES));
@@ -52,6 +61,95 @@ fn both_are_restored(mode: Mode) {
         .output()
         .assert_error(2, &["--to-rdb", "database"]);
     workspace.run(&["restore", "latest", "--yes", "--source", "cache", "--to-rdb", file]).ok();
+}
+
+/// The newest backup's sources are cut in this order, each with an error, and how far apart they are is told the same everywhere.
+#[track_caller]
+fn assert_one_recovery_point(workspace: &Workspace, report: &Value, order: [usize; 2]) {
+    let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
+    let source = |n: usize| &shown["head"]["sources"][n];
+    let [first, last] = order.map(|n| source(n)["cut_at"].as_str().unwrap().parse::<Timestamp>().unwrap());
+    assert!(first < last, "{shown}");
+    let started: Timestamp = shown["head"]["started"].as_str().unwrap().parse().unwrap();
+    assert!(last.duration_since(started).abs() < jiff::SignedDuration::from_mins(10), "{shown}");
+    let mut errors = 0.0;
+    for n in order {
+        let error = source(n)["cut_error_seconds"].as_f64().unwrap();
+        assert!(error > 0.0 && error < 10.0, "{shown}");
+        assert_eq!(shown["sources"][n]["cut"]["error_seconds"].as_f64(), Some(error));
+        errors += error;
+    }
+    let skew = &shown["head"]["skew"];
+    assert_eq!(*skew, report["skew"]);
+    assert!((skew["seconds"].as_f64().unwrap() - last.duration_since(first).as_secs_f64()).abs() < 1e-6, "{shown}");
+    assert!((skew["error_seconds"].as_f64().unwrap() - errors).abs() < 1e-6, "{shown}");
+    let text = workspace.run(&["show", "latest"]).ok().stdout;
+    assert!(text.contains("\nskew ") && text.matches(", cut 20").count() == 2 && text.contains(" ± "), "{text}");
+}
+
+/// The order is a setting, also for a backup of some of the sources.
+#[test]
+fn the_order_of_cuts_is_a_setting() {
+    let (database, cache) = (Postgres::start(Major::V15), Redis::start_with(RedisVersion::V70, DISKLESS));
+    database.create_altlas("altlas", 200, 4);
+    cache.fill("altlas", 200, 4);
+    let other = Redis::start_with(RedisVersion::V70, DISKLESS);
+    let mut workspace = Workspace::folder().postgres(&database, &["altlas"]).redis(&cache);
+    workspace = workspace.redis_as("other", &other.url(), &other.password_file());
+    workspace.set("backup.cut_order", vec!["other", "database", "cache"]);
+    workspace.run(&["init"]).ok();
+    let output = workspace.run(&["backup", "--source", "cache", "--source", "database"]).ok();
+    assert!(output.stdout.contains("\nskew "), "{}", output.text());
+    let report = workspace.run(&["--json", "backup", "--source", "cache", "--source", "database"]).ok().json();
+    assert_one_recovery_point(&workspace, &report, [0, 1]);
+    workspace.set("backup.cut_order", vec!["database", "cache"]);
+    workspace.run(&["backup"]).output().assert_error(2, &["backup.cut_order", "`other`"]);
+}
+
+/// Dumps are asked for when there is room for them, and PostgreSQL is cut after the last.
+#[test]
+fn more_servers_than_there_is_room_for() {
+    let database = Postgres::start(Major::V15);
+    database.create_altlas("altlas", 200, 5);
+    let mut workspace = Workspace::folder().postgres(&database, &["altlas"]);
+    let (dumping, released) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let mut caches: Vec<(Redis, TcpProxy)> = Vec::new();
+    for n in 0..3 {
+        let cache = Redis::start_with(RedisVersion::V70, DISKLESS);
+        cache.fill("altlas", 200, n);
+        let proxy = before(&cache);
+        let (dumping, released) = (Arc::clone(&dumping), Arc::clone(&released));
+        proxy.on_bytes(in_dump(move |offset, bytes| {
+            if offset == 0 {
+                dumping.fetch_add(1, Ordering::SeqCst);
+                wait_for("the order to go on", SOON, || released.load(Ordering::SeqCst).then_some(()));
+            }
+            vec![Step::Send(bytes)]
+        }));
+        let url = format!("redis://127.0.0.1:{}", proxy.port());
+        workspace = workspace.redis_as(&format!("cache-{n}"), &url, &cache.password_file());
+        caches.push((cache, proxy));
+    }
+    // Room for two.
+    workspace.set("limits.memory_mib", 96);
+    workspace.run(&["init"]).ok();
+    let running = workspace.run(&["--json", "backup"]).deadline(SOON * 3).spawn();
+    wait_for("two dumps", SOON, || (dumping.load(Ordering::SeqCst) == 2).then_some(()));
+    // The third has every occasion to be asked now.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(2) {
+        let asked: usize = caches.iter().map(|(cache, _)| dumps(cache).1).sum();
+        assert_eq!(asked, 2, "a dump for which there is no room");
+    }
+    released.store(true, Ordering::SeqCst);
+    let report = running.wait().assert_code(0).json();
+    assert_eq!(report["state"], "complete", "{report}");
+    assert_eq!(dumping.load(Ordering::SeqCst), 3);
+    let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
+    let cuts: Vec<Timestamp> =
+        (0..4).map(|n| shown["head"]["sources"][n]["cut_at"].as_str().unwrap().parse().unwrap()).collect();
+    assert!(cuts[1] < cuts[2] && cuts[2] < cuts[3] && cuts[3] < cuts[0], "{cuts:?}");
+    workspace.run(&["verify", "latest", "--level", "content"]).ok();
 }
 
 /// Redis sends its dump while PostgreSQL waits for its locks: a dump that nobody reads would be ended by its server.
