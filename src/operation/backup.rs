@@ -274,7 +274,9 @@ async fn transfer(
         return Err(Error::NothingCaptured { name: config.name.to_string(), failed: captured.failed });
     }
     if captured.empty && !config.allow_empty {
-        return Err(Error::Empty { name: config.name.to_string(), what: config.settings.nothing() });
+        let what = config.settings.nothing();
+        let why = captured.notes.first().map(|note| format!(" ({note})")).unwrap_or_default();
+        return Err(Error::Empty { name: config.name.to_string(), what, why });
     }
     Ok(Transferred { captured, artifacts, written })
 }

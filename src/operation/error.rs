@@ -72,12 +72,14 @@ pub enum Error {
         error: SourceError,
     },
     /// A source that held nothing.
-    #[error("source `{name}` holds nothing to back up: {what} was found")]
+    #[error("source `{name}` holds nothing to back up: {what} was found{why}")]
     Empty {
         /// The configured name.
         name: String,
         /// What was not there: `no user table`.
         what: &'static str,
+        /// Why, in brackets after a space, where that is known.
+        why: String,
     },
     /// A source of which nothing could be captured.
     #[error("source `{name}`: nothing of it could be captured: {}", report::list(.failed, 5))]

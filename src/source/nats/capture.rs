@@ -71,10 +71,6 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
     let Done { mut streams, failures, mut notes, .. } = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     streams.sort_by(|a, b| a.detail.name.cmp(&b.detail.name));
     failed.extend(failures.iter().map(|(name, error)| format!("stream `{name}`: {error}")));
-    if streams.is_empty() && !failed.is_empty() {
-        let hint = failures.iter().find_map(|(_, error)| error.hint());
-        return Err(NatsError::NothingCaptured { failed, hint }.into());
-    }
     notes.extend(inventory::warnings(version));
     let detail = Detail { server: version.to_string(), streams: streams.len() as u64 };
     let mut about = vec![format!("NATS {version}, {}", report::count(detail.streams, "stream"))];
@@ -140,6 +136,8 @@ struct Done {
     streams: Vec<Taken>,
     failures: Vec<(String, NatsError)>,
     notes: Vec<String>,
+    /// Why the server is gone, once it is: then nothing more is tried.
+    gone: Option<String>,
     /// Streams whose instant is not fixed, and who is told when there is none.
     open: usize,
     fixed: Option<Fixed>,
@@ -149,7 +147,7 @@ impl<'a> Run<'a> {
     fn new(server: &'a Server, into: &'a SnapshotWriter, mut streams: Vec<Found>, fixed: Fixed) -> Self {
         let open = streams.len();
         let done =
-            Done { streams: Vec::new(), failures: Vec::new(), notes: Vec::new(), open: open.max(1), fixed: Some(fixed) };
+            Done { streams: Vec::new(), failures: Vec::new(), notes: Vec::new(), gone: None, open: open.max(1), fixed: Some(fixed) };
         streams.reverse();
         let run = Self { server, into, queue: Mutex::new(streams), done: Mutex::new(done) };
         if open == 0 {
@@ -208,12 +206,15 @@ impl<'a> Run<'a> {
     ) -> Result<Option<Taken>, SourceError> {
         let mut delays = RETRIES.iter();
         loop {
+            if let Some(detail) = self.done().gone.clone() {
+                return Err(NatsError::Unreachable { server: self.server.name(), detail }.into());
+            }
             let late = *is_fixed;
             match self.attempt(&found.name, connection, is_fixed).await {
                 Ok(taken) => {
                     if late && taken.is_some() {
                         self.done().notes.push(format!(
-                            "stream `{}` was captured at the second try, and later than what should follow it: it may mention \
+                            "stream `{}` was captured at another try, and later than what should follow it: it may mention \
                              what the other sources have not",
                             found.name
                         ));
@@ -222,7 +223,12 @@ impl<'a> Run<'a> {
                 }
                 Err(SourceError::Nats(error)) => {
                     *connection = None;
-                    let Some(delay) = delays.next() else { return Err(error.into()) };
+                    let Some(delay) = delays.next() else {
+                        if let NatsError::Unreachable { detail, .. } = &error {
+                            self.done().gone.get_or_insert_with(|| detail.clone());
+                        }
+                        return Err(error.into());
+                    };
                     tracing::warn!("{error}; trying again");
                     tokio::time::sleep(*delay).await;
                 }

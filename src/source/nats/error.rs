@@ -157,14 +157,6 @@ pub enum NatsError {
         /// The first such message.
         sequence: u64,
     },
-    /// No stream could be captured.
-    #[error("no stream could be captured: {}", report::list(.failed, 5))]
-    NothingCaptured {
-        /// Each stream with its reason.
-        failed: Vec<String>,
-        /// The next step after the first of them.
-        hint: Option<String>,
-    },
     /// A snapshot whose notes cannot be read.
     #[error("the manifest's notes on NATS cannot be read: {detail}")]
     Detail {
@@ -237,7 +229,6 @@ impl NatsError {
                 "look at the store and the network to it; a larger `limits.memory_mib` does not help for long".into()
             }
             Self::Archive { .. } | Self::Lacks { .. } => "nothing was kept of it; look at the server's log, then run it again".into(),
-            Self::NothingCaptured { hint, .. } => return hint.clone(),
             Self::Differs { .. } => "stop whatever else uses the stream and restore again with `--overwrite`".into(),
             Self::Detail { .. } | Self::NotCaptured { .. } => return None,
         })

@@ -57,7 +57,6 @@ impl<'a> Load<'a> {
         let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.clone() };
         let inbox = connection.client.new_inbox();
         let answers = connection.client.subscribe(inbox.clone()).await.map_err(lost)?;
-        connection.flush(&what).await?;
         let body = json!({"config": config, "state": state});
         let answer = match connection.ask(&what, &format!("STREAM.RESTORE.{stream}"), &body).await {
             Err(NatsError::Said { server, code, text, .. }) => {

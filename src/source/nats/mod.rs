@@ -21,6 +21,7 @@ mod tally;
 use async_trait::async_trait;
 use bytes::Bytes;
 use secrecy::SecretString;
+use serde_json::Value;
 
 use self::{inventory::Inventory, server::Server, tally::Tally};
 use super::{Captured, Finding, Fixed, Level, Restore, RestoreRequest, Source, SourceError};
@@ -54,12 +55,12 @@ impl NatsSource {
         let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
         let connection = server.connect().await?;
         add(Level::Ok, format!("{} is NATS {}, reached {}", server.name(), connection.version, server.login()));
-        let inventory = Inventory::take(&connection, &server.config.streams).await?;
-        // Large streams need it, small ones do not: better to hear of it now.
+        // Large streams need it, small ones do not: better to hear of it now. A complaint comes before the next answer.
         let what = "acknowledging chunks of a snapshot ($JS.SNAPSHOT.ACK.>)";
         let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.into() };
         connection.client.publish("$JS.SNAPSHOT.ACK.probe.probe.0.0", Bytes::new()).await.map_err(lost)?;
-        connection.flush(what).await?;
+        connection.ask(what, "INFO", &Value::Null).await?;
+        let inventory = Inventory::take(&connection, &server.config.streams).await?;
         add(Level::Ok, "the user may list streams and acknowledge snapshots".into());
         for warning in inventory::warnings(connection.version) {
             add(Level::Warning, warning);

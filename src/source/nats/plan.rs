@@ -18,6 +18,8 @@ use crate::{
 
 /// The mark that a stream bears in its metadata while it is being restored: whoever finds it later knows that it is not whole.
 pub(super) const MARK: &str = "altlas-backup.restoring";
+/// Streams that a step names.
+const NAMED: usize = 20;
 /// Servers know metadata of streams from here on.
 pub(super) const KNOWS_METADATA: Version = Version::new(2, 10, 0);
 
@@ -236,18 +238,21 @@ fn subjects_overlap(one: &str, other: &str) -> bool {
 
 fn steps(streams: &[Stored], target: &Target) -> Vec<String> {
     let mut steps = Vec::new();
-    let replaced: Vec<(&Stored, &Value)> =
-        streams.iter().filter_map(|stream| Some((stream, target.stream(&stream.detail.name)?))).collect();
-    if !replaced.is_empty() {
+    let (mut replaced, mut unfinished) = (Vec::new(), Vec::new());
+    for (stream, info) in streams.iter().filter_map(|stream| Some((stream, target.stream(&stream.detail.name)?))) {
+        let messages = report::count(number(&info["state"], "messages"), "message");
+        let list = if is_marked(&info["config"]) { &mut unfinished } else { &mut replaced };
+        list.push(format!("`{}` ({messages})", stream.detail.name));
+    }
+    if !replaced.is_empty() || !unfinished.is_empty() {
         steps.push("read the whole archive of every stream that is replaced, and check it".to_owned());
     }
-    for (stream, info) in replaced {
-        let messages = report::count(number(&info["state"], "messages"), "message");
-        let what = match is_marked(&info["config"]) {
-            true => "which an interrupted restore left",
-            false => "with its consumers",
-        };
-        steps.push(format!("delete stream `{}` ({messages}), {what}", stream.detail.name));
+    if !unfinished.is_empty() {
+        steps.push(format!("delete what interrupted restores left: {}", report::list(&unfinished, NAMED)));
+    }
+    if !replaced.is_empty() {
+        let streams = report::count(replaced.len() as u64, "stream");
+        steps.push(format!("delete {streams} with their consumers: {}", report::list(&replaced, NAMED)));
     }
     let (mut raw, mut records) = (0, 0);
     for stream in streams {
@@ -290,7 +295,10 @@ fn notes(streams: &[Stored], target: &Target) -> Vec<String> {
             ));
         }
         if config["mirror"].is_object() || config["sources"].as_array().is_some_and(|sources| !sources.is_empty()) {
-            notes.push(format!("stream `{name}` copies from other streams: it goes on doing so where it finds them"));
+            notes.push(format!(
+                "stream `{name}` copies from other streams: it goes on doing so where it finds them, and on another server than the \
+                 source it may copy once more what it had copied"
+            ));
         }
         if config["storage"] == "memory" {
             notes.push(format!("stream `{name}` is in memory: a restart of the target loses it"));

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    compare::{self, Archived, Verdict},
+    compare::{self, Archived},
     error::NatsError,
     load::Load,
     plan::{KNOWS_METADATA, MARK, Stored, artifact, config_differences, is_marked, number},
@@ -154,7 +154,7 @@ impl NatsRestore {
     ) -> SourceError {
         let name = &stream.detail.name;
         let half = match &error {
-            // It was compared, and is whole.
+            // What is there is somebody else's.
             SourceError::Nats(NatsError::Refused { code: 10058 | 10130, .. }) => return error,
             SourceError::Nats(NatsError::Differs { .. }) => format!("stream `{name}` is left as it is"),
             _ if !done.begun.load(Ordering::Relaxed) => return error,
@@ -250,30 +250,32 @@ impl One<'_> {
         let last = archived.last();
         let found = compare::take_back(self.connection, name, snapshot.fingerprint_seed(), last, false).await?;
         let verdict = compare::stream(self.connection, snapshot, self.stream, &archived, &found.counted, true).await?;
-        if marks {
-            let what = format!("completing stream `{name}`");
-            self.connection.ask(&what, &format!("STREAM.UPDATE.{name}"), &self.stream.detail.config).await?;
-        }
-        let compared = self.judge(verdict, notes).await?;
-        *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
-        self.done.whole.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
-        Ok(compared)
-    }
-
-    async fn judge(&self, verdict: Verdict, notes: &mut Vec<String>) -> Result<RestoredItem, SourceError> {
-        let name = &self.stream.detail.name;
-        notes.extend(verdict.notes.iter().map(|note| format!("stream `{name}`: {note}")));
+        notes.extend(verdict.notes.into_iter().map(|note| format!("stream `{name}`: {note}")));
         if !verdict.differences.is_empty() {
             let (server, differences) = (self.connection.server.clone(), verdict.differences);
             return Err(NatsError::Differs { server, stream: name.clone(), differences }.into());
         }
+        if marks {
+            let what = format!("completing stream `{name}`");
+            self.connection.ask(&what, &format!("STREAM.UPDATE.{name}"), &self.stream.detail.config).await?;
+        }
+        let compared = self.configuration(notes).await?;
+        let item = RestoredItem { name: name.clone(), rows: verdict.messages, bytes: verdict.bytes, compared };
+        *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        self.done.whole.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
+        Ok(item)
+    }
+
+    /// Is the stream's configuration the one that was captured?
+    async fn configuration(&self, notes: &mut Vec<String>) -> Result<Compared, NatsError> {
+        let name = &self.stream.detail.name;
         let info = self.connection.stream(name, &Value::Null).await?.unwrap_or_default();
         let differences = config_differences(&self.stream.detail.config, &info["config"]);
-        if !differences.is_empty() {
-            notes.push(format!("stream `{name}`: its configuration is another: {}", report::list(&differences, 5)));
+        if differences.is_empty() {
+            return Ok(Compared::Same);
         }
-        let compared = if differences.is_empty() { Compared::Same } else { Compared::Inconclusive };
-        Ok(RestoredItem { name: name.clone(), rows: verdict.messages, bytes: verdict.bytes, compared })
+        notes.push(format!("stream `{name}`: its configuration is another: {}", report::list(&differences, 5)));
+        Ok(Compared::Inconclusive)
     }
 
     /// Consumers that were listed and did not come with the archive.

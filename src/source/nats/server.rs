@@ -199,24 +199,6 @@ impl Connection {
         }
     }
 
-    /// Sends everything and waits until the server has seen it. A complaint about any of it is an error.
-    pub(super) async fn flush(&self, what: &str) -> Result<(), NatsError> {
-        // The answer to a request comes after complaints about what was sent before it; the crate's own flush only empties our side.
-        let probe = self.client.new_inbox();
-        let mut echo = self.client.subscribe(probe.clone()).await.map_err(|error| self.lost(what, error))?;
-        self.client.publish(probe, Bytes::new()).await.map_err(|error| self.lost(what, error))?;
-        let echoed = tokio::time::timeout(ANSWER_TIMEOUT, futures::StreamExt::next(&mut echo));
-        tokio::select! {
-            biased;
-            trouble = self.trouble(what) => Err(trouble),
-            echoed = echoed => match echoed {
-                Ok(Some(_)) => Ok(()),
-                Ok(None) => Err(NatsError::Lost { server: self.server.clone(), what: what.to_owned() }),
-                Err(_) => Err(NatsError::NoAnswer { server: self.server.clone(), what: what.to_owned() }),
-            },
-        }
-    }
-
     fn lost(&self, what: &str, error: impl fmt::Display) -> NatsError {
         tracing::debug!("{what}: {error}");
         NatsError::Lost { server: self.server.clone(), what: what.to_owned() }
@@ -231,8 +213,8 @@ impl Connection {
         let (server, what) = (self.server.clone(), what.to_owned());
         let answer = tokio::select! {
             biased;
-            answer = self.client.request(format!("$JS.API.{subject}"), payload) => answer,
             trouble = self.trouble(&what) => return Err(trouble),
+            answer = self.client.request(format!("$JS.API.{subject}"), payload) => answer,
         };
         match answer {
             Ok(message) => answered(&server, &what, &message.payload),

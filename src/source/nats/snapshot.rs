@@ -66,8 +66,7 @@ impl Snapshot {
         let inbox = connection.client.new_inbox();
         let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.clone() };
         let chunks = connection.client.subscribe(inbox.clone()).await.map_err(lost)?;
-        // Nobody sends to whom nobody listens: the server must know before it is asked.
-        connection.flush(&what).await?;
+        // Nobody sends to whom nobody listens; what is sent on one connection is read in order, so the server knows when it is asked.
         let chunk = if connection.version.waits_for_acknowledgements() { CHUNK } else { SMALL_CHUNK };
         let body = json!({"deliver_subject": inbox, "no_consumers": !consumers, "chunk_size": chunk});
         let asked = Timestamp::now();

@@ -260,15 +260,16 @@ impl<R: Read, V: Visitor> Walk<'_, R, V> {
     /// One record of a block that has `left` bytes; returns its length.
     fn record(&mut self, left: u64, first: bool, hasher: &HighwayHasher) -> Result<u64, ArchiveError> {
         let offset = self.input.offset();
-        let head = self.input.peek(HEAD.min(usize::try_from(left).unwrap_or(HEAD)))?.to_vec();
-        let told = head.first_chunk().map(|length| u64::from(u32::from_le_bytes(*length) & !HEADERS));
+        let ahead = self.input.ahead(usize::try_from(left).unwrap_or(4).min(4))?;
+        let compressed = first && ahead.starts_with(b"cmp");
+        let told = ahead.first_chunk().map_or(0, |length| u64::from(u32::from_le_bytes(*length) & !HEADERS));
         let length = match told {
-            Some(length) if length >= MIN_RECORD && length <= MAX_RECORD.min(left) => length,
-            _ if first && head.starts_with(b"cmp") => {
+            MIN_RECORD..=MAX_RECORD if told <= left => told,
+            _ if compressed => {
                 return Err(self.input.corrupt("the block is compressed, as servers do not send it"));
             }
             _ => {
-                let what = format!("a record of {} bytes in a block that has {left} more", told.unwrap_or(0));
+                let what = format!("a record of {} bytes in a block that has {left} more", told);
                 return Err(self.input.corrupt(what));
             }
         };

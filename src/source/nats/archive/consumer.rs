@@ -100,7 +100,9 @@ fn name(name: &[u8]) -> Result<String, String> {
 
 fn bounded(config: Box<RawValue>) -> Result<Box<RawValue>, String> {
     match config.get() {
-        text if text.len() > MAX_CONFIG => Err(format!("a configuration of {} bytes; {MAX_CONFIG} are the most", text.len())),
+        text if text.len() > MAX_CONFIG => {
+            Err(format!("a configuration of {} bytes; {MAX_CONFIG} are the most", text.len()))
+        }
         text if !text.starts_with('{') => Err("the configuration is no JSON object".into()),
         _ => Ok(config),
     }
@@ -152,7 +154,11 @@ pub(super) fn state(bytes: &[u8]) -> Result<ConsumerState, String> {
     for _ in 0..at.next()? {
         (0..2).try_for_each(|_| at.next().map(drop))?;
     }
-    if at.bytes.is_empty() { Ok(ConsumerState { ack_floor, delivered, pending }) } else { Err("something follows it".into()) }
+    if at.bytes.is_empty() {
+        Ok(ConsumerState { ack_floor, delivered, pending })
+    } else {
+        Err("something follows it".into())
+    }
 }
 
 /// Numbers one after the other.

@@ -102,11 +102,19 @@ impl<R: Read> Input<R> {
         Ok(&self.buffer[self.at..self.end.min(self.at.saturating_add(length))])
     }
 
+    /// The next `length` bytes, not consumed. The caller has bounded `length`.
+    pub(super) fn ahead(&mut self, length: usize) -> Result<&[u8], ArchiveError> {
+        if self.peek(length)?.len() < length {
+            return Err(self.truncated());
+        }
+        Ok(&self.buffer[self.at..self.at + length])
+    }
+
     /// The next `length` bytes in one piece. The caller has bounded `length`.
     #[inline]
     pub(super) fn take(&mut self, length: usize) -> Result<&[u8], ArchiveError> {
-        if self.end - self.at < length && self.peek(length)?.len() < length {
-            return Err(self.truncated());
+        if self.end - self.at < length {
+            self.ahead(length)?;
         }
         let from = self.at;
         self.at += length;
@@ -151,5 +159,40 @@ impl<R: Read> Input<R> {
     pub(super) fn varint(&mut self, what: &str) -> Result<i64, ArchiveError> {
         let number = self.uvarint(what)?;
         Ok((number >> 1).cast_signed() ^ -(number & 1).cast_signed())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    #[test]
+    fn no_more_is_held_than_twice_of_what_came() {
+        for there in [0, 1, 100, BUFFER - 1, BUFFER, BUFFER + 1, 3 * BUFFER, 5 * MIB] {
+            let bytes = vec![7; there];
+            let mut input = Input::new(&bytes[..]);
+            let error = input.take(usize::MAX / 4).unwrap_err();
+            assert!(matches!(error, ArchiveError::Truncated { offset, .. } if offset == there as u64));
+            assert!(input.buffer.capacity() <= BUFFER.max(2 * there), "{} for {there}", input.buffer.capacity());
+        }
+    }
+
+    #[test]
+    fn a_large_piece_is_held_as_it_is_and_given_back_afterwards() {
+        let bytes = vec![7; 21 * MIB];
+        let mut input = Input::new(&bytes[..]);
+        for _ in 0..3 {
+            assert_eq!(input.take(10).unwrap().len(), 10);
+            assert_eq!(input.take(6 * MIB).unwrap().len(), 6 * MIB);
+            assert!(input.buffer.capacity() <= 6 * MIB + BUFFER, "{}", input.buffer.capacity());
+            while !input.offset().is_multiple_of(7 * MIB as u64) {
+                input.take(2).unwrap();
+            }
+            assert_eq!(input.buffer.capacity(), BUFFER);
+        }
+        assert!(input.peek(1).unwrap().is_empty());
     }
 }

@@ -27,11 +27,11 @@ use std::io::Read;
 
 use serde::{Deserialize, Serialize};
 
+use self::input::Input;
 pub use self::{
     consumer::{ArchivedConsumer, ConsumerState, Delivered},
     s2::{Encoder, MAX_BLOCK, decoder},
 };
-use self::input::Input;
 
 /// The longest message that is taken, headers and payload together, in bytes: the most that a server's `max_payload` can be.
 pub const MAX_MESSAGE: u64 = 64 * 1024 * 1024;
@@ -43,6 +43,8 @@ const MAX_FILE: u64 = 64 * 1024 * 1024;
 const MAX_CONFIG: usize = 1024 * 1024;
 /// How a format 2 archive begins.
 const MAGIC: [u8; 8] = *b"NATSARC1";
+/// How a format 1 archive begins: the name of its first file, or that of the pax records before it.
+const BEGINS: [&[u8]; 2] = [b"PaxHeaders.0/meta.inf", b"meta.inf"];
 
 /// How an archive is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -209,7 +211,10 @@ pub fn walk<V: Visitor>(from: impl Read, stream: &str, mut visitor: V) -> Result
 fn no_archive(input: &mut Input<impl Read>) -> Result<ArchiveError, ArchiveError> {
     let begins = input.peek(tar::BLOCK)?;
     let offset = begins.len() as u64;
-    if begins.len() < MAGIC.len() && MAGIC.starts_with(begins) || begins.len() < tar::BLOCK && begins.starts_with(b"meta.inf") {
+    let could_be = |whole: &[u8]| begins.starts_with(whole) || whole.starts_with(begins);
+    if begins.len() < MAGIC.len() && could_be(&MAGIC)
+        || begins.len() < tar::BLOCK && BEGINS.iter().any(|name| could_be(name))
+    {
         return Ok(ArchiveError::Truncated { offset, place: place(b"") });
     }
     Ok(ArchiveError::Unknown { begins: begins[..begins.len().min(16)].escape_ascii().to_string() })

@@ -244,8 +244,11 @@ impl Encoder {
         for block in plain.chunks(BLOCK) {
             let compressed = self.encoder.encode(block);
             // Worth it when a little is saved; the reader decodes nothing then.
-            let (kind, content) =
-                if compressed.len() < block.len() - block.len() / 32 { (COMPRESSED, &compressed[..]) } else { (UNCOMPRESSED, block) };
+            let (kind, content) = if compressed.len() < block.len() - block.len() / 32 {
+                (COMPRESSED, &compressed[..])
+            } else {
+                (UNCOMPRESSED, block)
+            };
             // Below 2^24: a block is 2^20 bytes, and what is longer when compressed is not.
             let [length @ .., _] = ((content.len() + 4) as u32).to_le_bytes();
             stream.push(kind);

@@ -122,7 +122,9 @@ fn unsafe_name(name: &[u8]) -> Option<&'static str> {
     match name {
         _ if name.len() > MAX_NAME => Some("is too long a name"),
         _ if name.contains(&0) => Some("has a zero in its name"),
-        _ if parts.any(|part| part.is_empty() || part == b"." || part == b"..") => Some("is a path that leads elsewhere"),
+        _ if parts.any(|part| part.is_empty() || part == b"." || part == b"..") => {
+            Some("is a path that leads elsewhere")
+        }
         _ => None,
     }
 }
@@ -149,7 +151,9 @@ fn parse(mut records: &[u8]) -> Result<Pax, String> {
         let Some((record, rest)) = record else { return Err("a pax record that ends elsewhere than it says".into()) };
         let pair = record.get(digits..).and_then(|pair| pair.strip_prefix(b" ")?.strip_suffix(b"\n"));
         let Some(pair) = pair else { return Err("a pax record that is none".into()) };
-        let Some(at) = pair.iter().position(|byte| *byte == b'=') else { return Err("a pax record without a value".into()) };
+        let Some(at) = pair.iter().position(|byte| *byte == b'=') else {
+            return Err("a pax record without a value".into());
+        };
         let (key, value) = (&pair[..at], &pair[at + 1..]);
         match key {
             b"path" => pax.path = Some(value.to_vec()),
