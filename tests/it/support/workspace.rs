@@ -21,6 +21,7 @@ use toml::{Table, Value};
 use super::{
     binary::Run,
     mode::{self, Identities, Mode},
+    nats::Nats,
     postgres::Postgres,
     redis::Redis,
     temp_folder,
@@ -112,6 +113,21 @@ impl Workspace {
     /// With a Redis source named `cache`, as the default user.
     pub fn redis(self, server: &Redis) -> Self {
         self.redis_as("cache", &server.url(), &server.password_file())
+    }
+
+    /// With a NATS source named `messages`, as the server's own user, of all streams.
+    pub fn nats(self, server: &Nats) -> Self {
+        self.nats_as("messages", &server.url_with_user(), &server.password_file())
+    }
+
+    /// With a NATS source of any name, address (with the user) and password file.
+    pub fn nats_as(self, name: &str, url: &str, password_file: &Path) -> Self {
+        let mut source = Table::new();
+        source.insert("name".into(), name.into());
+        source.insert("kind".into(), "nats".into());
+        source.insert("url".into(), url.into());
+        source.insert("password_file".into(), password_file.display().to_string().into());
+        self.source(source)
     }
 
     /// With a Redis source of any name, address and password file.
