@@ -3,6 +3,7 @@
 //! A source never sees a repository: what it captures goes through the pipeline's writers, what it restores comes from its readers.
 
 mod error;
+pub mod nats;
 pub mod postgres;
 pub mod redis;
 
