@@ -227,6 +227,9 @@ mod tests {
             prop_assert_eq!(&numbers.iter().rev().copied().collect::<Ranges>(), &ranges);
             let other: Ranges = others.iter().copied().collect();
             let others: BTreeSet<u64> = others.into_iter().collect();
+            let gap = (5..=50).find(|number| !set.contains(number) && !others.contains(number));
+            let other_set: Ranges = others.iter().copied().collect();
+            prop_assert_eq!(ranges.first_gap(5, 50, &other_set), gap);
             let left = ranges.without(&other);
             prop_assert!(apart(&left));
             prop_assert_eq!(left.first(usize::MAX), set.difference(&others).copied().collect::<Vec<_>>());
@@ -243,7 +246,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<Ranges>("[]").unwrap(), Ranges::new());
         let all: Ranges = serde_json::from_str("[[0,18446744073709551615]]").unwrap();
         assert_eq!(all.len(), u64::MAX);
-        for lie in ["[[2,1]]", "[[1,2],[3,4]]", "[[5,6],[1,2]]", "[[1,5],[3,9]]", "[[1]]", "[[1,2,3]]", "[[-1,2]]", "7"] {
+        for lie in ["[[2,1]]", "[[1,2],[3,4]]", "[[5,6],[1,2]]", "[[1,5],[3,9]]", "[[1]]", "[[1,2,3]]", "[[-1,2]]", "7"]
+        {
             assert!(serde_json::from_str::<Ranges>(lie).is_err(), "{lie}");
         }
     }
