@@ -9,8 +9,8 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-/// A set of `u64`. Ranges are disjoint and do not touch, so equal sets are equal values. In JSON: `[[from,to],…]`, both ends inclusive,
-/// ascending.
+/// A set of `u64`. Ranges are disjoint and do not touch, so equal sets are equal values. In JSON: `[[from,to],…]`, both
+/// ends inclusive, ascending.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Ranges {
     /// All ranges but the last, by their first number.
