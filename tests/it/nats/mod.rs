@@ -1,5 +1,8 @@
 //! NATS servers: backed up while they are used, restored stream by stream, and every failure said.
 
+mod busy;
+mod proof;
+mod restore;
 mod roundtrip;
 mod servers;
 
