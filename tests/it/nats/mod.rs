@@ -1,7 +1,9 @@
 //! NATS servers: backed up while they are used, restored stream by stream, and every failure said.
 
+mod failures;
 mod roundtrip;
 mod servers;
+mod wire;
 
 use std::{net::SocketAddr, time::Duration};
 
