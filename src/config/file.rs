@@ -318,7 +318,9 @@ fn read_nats(section: &Section<'_>, name: Option<&SourceName>) -> Option<NatsCon
 fn read_endpoint(section: &Section<'_>, name: Option<&SourceName>, form: &'static Form) -> Option<Endpoint> {
     let endpoint = section.required_text("url").and_then(|text| {
         let hint = secret_hint(name, form.secret_hint);
-        Endpoint::parse(form, text).map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint))).ok()
+        Endpoint::parse(form, text)
+            .map_err(|problem| section.report(url_error(problem, *section.at("url"), &hint)))
+            .ok()
     });
     let username = section.text("username").map(str::to_owned);
     if username.is_some() && endpoint.as_ref().is_some_and(|endpoint| endpoint.user.is_some()) {

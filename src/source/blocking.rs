@@ -21,7 +21,9 @@ impl<T> Received<T> {
 impl<T: AsRef<[u8]>> Read for Received<T> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            if let Some(rest) = self.current.as_ref().and_then(|item| item.as_ref().get(self.at..)).filter(|r| !r.is_empty()) {
+            if let Some(rest) =
+                self.current.as_ref().and_then(|item| item.as_ref().get(self.at..)).filter(|r| !r.is_empty())
+            {
                 let n = buffer.len().min(rest.len());
                 buffer[..n].copy_from_slice(&rest[..n]);
                 self.at += n;
@@ -76,12 +78,15 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_read_is_what_was_sent_and_goes_on() {
-        for (pieces, buffer) in [(vec![1, 0, 300_000, 7], 1000), (vec![0, 0], 10), (vec![500_000], 400_000), (vec![], 1)] {
+        for (pieces, buffer) in
+            [(vec![1, 0, 300_000, 7], 1000), (vec![0, 0], 10), (vec![500_000], 400_000), (vec![], 1)]
+        {
             let sent: Vec<Bytes> =
                 pieces.iter().map(|len| (0..*len).map(|i: usize| i as u8).collect::<Vec<u8>>().into()).collect();
             let ((to, from), (pass, mut passed)) = (mpsc::channel(1), mpsc::channel(1));
             let reading = tokio::task::spawn_blocking(move || {
-                let (mut reading, mut read, mut space) = (Passing::new(Received::new(from), pass), Vec::new(), vec![0; buffer]);
+                let (mut reading, mut read, mut space) =
+                    (Passing::new(Received::new(from), pass), Vec::new(), vec![0; buffer]);
                 while let n @ 1.. = reading.read(&mut space).unwrap() {
                     read.extend_from_slice(&space[..n]);
                 }

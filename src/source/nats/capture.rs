@@ -146,8 +146,14 @@ struct Done {
 impl<'a> Run<'a> {
     fn new(server: &'a Server, into: &'a SnapshotWriter, mut streams: Vec<Found>, fixed: Fixed) -> Self {
         let open = streams.len();
-        let done =
-            Done { streams: Vec::new(), failures: Vec::new(), notes: Vec::new(), gone: None, open: open.max(1), fixed: Some(fixed) };
+        let done = Done {
+            streams: Vec::new(),
+            failures: Vec::new(),
+            notes: Vec::new(),
+            gone: None,
+            open: open.max(1),
+            fixed: Some(fixed),
+        };
         streams.reverse();
         let run = Self { server, into, queue: Mutex::new(streams), done: Mutex::new(done) };
         if open == 0 {
@@ -187,7 +193,8 @@ impl<'a> Run<'a> {
             match outcome {
                 Ok(Some(taken)) => self.done().streams.push(taken),
                 Ok(None) => {
-                    let note = format!("stream `{}` was deleted while the backup was made, and is not in it", found.name);
+                    let note =
+                        format!("stream `{}` was deleted while the backup was made, and is not in it", found.name);
                     self.done().notes.push(note);
                 }
                 Err(SourceError::Nats(error)) => self.done().failures.push((found.name, error)),

@@ -237,9 +237,8 @@ pub(super) async fn take_back(
     };
     let snapshot = Snapshot::begin(connection, name, consumers).await?;
     let ((to, chunks), stream) = (mpsc::channel(BETWEEN), name.to_owned());
-    let walking = tokio::task::spawn_blocking(move || {
-        archive::walk(archive::decoder(Received::new(chunks)), &stream, content)
-    });
+    let walking =
+        tokio::task::spawn_blocking(move || archive::walk(archive::decoder(Received::new(chunks)), &stream, content));
     snapshot.pass(connection, to).await?;
     let walked = walking.await.map_err(|_| PipelineError::Stopped)?;
     let mut content = walked.map_err(|error| NatsError::Archive { stream: name.to_owned(), error })?.visitor;
@@ -312,7 +311,8 @@ fn explained(config: &Value, state: &Value, captured_last: u64) -> Option<&'stat
     if config["allow_msg_ttl"] == true {
         return Some("their time to live is over");
     }
-    let limited = ["max_msgs", "max_bytes", "max_msgs_per_subject"].iter().any(|limit| config[*limit].as_i64() > Some(0));
+    let limited =
+        ["max_msgs", "max_bytes", "max_msgs_per_subject"].iter().any(|limit| config[*limit].as_i64() > Some(0));
     let newer = number(state, "last_seq") > captured_last;
     (limited && newer).then_some("newer ones have taken their place")
 }

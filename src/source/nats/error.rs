@@ -239,7 +239,9 @@ impl NatsError {
 fn hint_for(code: u64) -> Option<String> {
     Some(
         match code {
-            10002 | 10023 | 10028 | 10047 | 10077 => "the target has too little room: raise its JetStream limits, or free some",
+            10002 | 10023 | 10028 | 10047 | 10077 => {
+                "the target has too little room: raise its JetStream limits, or free some"
+            }
             10026 | 10027 => "the account may have no more of them: raise its limit",
             10054 => "a message is larger than the target takes: raise its `max_payload`",
             10062 => "the target is older than the archive, or the archive is damaged",

@@ -122,8 +122,13 @@ impl Inventory {
                 continue;
             }
             if info["config"]["storage"] == "memory" && !connection.version.sends_records() {
-                let what = format!("stream `{name}` is in memory, of which NATS {} takes no snapshot", connection.version);
-                if named(name) { failed.push(what) } else { uncovered.push(what) }
+                let what =
+                    format!("stream `{name}` is in memory, of which NATS {} takes no snapshot", connection.version);
+                if named(name) {
+                    failed.push(what)
+                } else {
+                    uncovered.push(what)
+                }
                 continue;
             }
             let number = |field: &str| info["state"][field].as_u64().unwrap_or_default();

@@ -143,7 +143,8 @@ impl<'a> Load<'a> {
     async fn heard(&mut self, answer: Option<Message>) -> Result<Option<Value>, NatsError> {
         let Some(answer) = answer else { return Err(self.connection.trouble(&self.what).await) };
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
-            let text = "it has forgotten the restore, as it does with one that sends nothing for five seconds".to_owned();
+            let text =
+                "it has forgotten the restore, as it does with one that sends nothing for five seconds".to_owned();
             return Err(self.refused(0, text));
         }
         self.in_flight = self.in_flight.saturating_sub(1);

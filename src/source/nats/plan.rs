@@ -52,7 +52,13 @@ impl Target {
             return Err(NatsError::Silent { server: connection.server.clone(), what: format!("stream `{name}`") });
         }
         let max_payload = connection.client.max_payload() as u64;
-        Ok(Self { name: connection.name(), version: connection.version, max_payload, streams: streams.streams, account })
+        Ok(Self {
+            name: connection.name(),
+            version: connection.version,
+            max_payload,
+            streams: streams.streams,
+            account,
+        })
     }
 
     fn stream(&self, name: &str) -> Option<&Value> {
@@ -314,7 +320,10 @@ fn notes(streams: &[Stored], target: &Target) -> Vec<String> {
         );
     }
     if target.version < KNOWS_METADATA {
-        notes.push(format!("NATS {} cannot mark a stream as unfinished; it only shows one that is whole", target.version));
+        notes.push(format!(
+            "NATS {} cannot mark a stream as unfinished; it only shows one that is whole",
+            target.version
+        ));
     }
     notes
 }
@@ -347,7 +356,9 @@ pub(super) fn config_differences(captured: &Value, there: &Value) -> Vec<String>
     let (captured, there) = (plain(captured), plain(there));
     let fields = captured.as_object().into_iter().flatten();
     fields
-        .filter(|(field, value)| there.get(field).unwrap_or(&Value::Null) != *value && !is_nothing(value, there.get(field)))
+        .filter(|(field, value)| {
+            there.get(field).unwrap_or(&Value::Null) != *value && !is_nothing(value, there.get(field))
+        })
         .map(|(field, value)| format!("`{field}` was {value} and is {}", there.get(field).unwrap_or(&Value::Null)))
         .collect()
 }
@@ -364,7 +375,6 @@ fn is_nothing(captured: &Value, there: Option<&Value>) -> bool {
     };
     empty(captured) && there.is_none_or(empty)
 }
-
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]

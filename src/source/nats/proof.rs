@@ -90,7 +90,9 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
 fn unlimited(config: &Value) -> Value {
     let mut config = config.clone();
     let Some(fields) = config.as_object_mut() else { return config };
-    for field in ["mirror", "sources", "republish", "placement", "subject_transform", "first_seq", "subject_delete_marker_ttl"] {
+    for field in
+        ["mirror", "sources", "republish", "placement", "subject_transform", "first_seq", "subject_delete_marker_ttl"]
+    {
         fields.remove(field);
     }
     let free = json!({
@@ -126,7 +128,9 @@ async fn look(
     };
     if let Some(config) = &archived.config {
         proof.differences.extend(
-            config_differences(&stream.detail.config, config).iter().map(|what| format!("its archive's configuration: {what}")),
+            config_differences(&stream.detail.config, config)
+                .iter()
+                .map(|what| format!("its archive's configuration: {what}")),
         );
     }
     let there: BTreeMap<String, Value> = connection.consumers(name).await?.into_iter().collect();
@@ -157,7 +161,8 @@ fn consumers(
         if !differences.is_empty() {
             proof.differences.push(format!("consumer `{name}`: {}", report::list(&differences, 5)));
         }
-        let state = |consumers: &BTreeMap<String, ArchivedConsumer>| consumers.get(name).and_then(|consumer| consumer.state);
+        let state =
+            |consumers: &BTreeMap<String, ArchivedConsumer>| consumers.get(name).and_then(|consumer| consumer.state);
         if let (Some(was), Some(is)) = (state(&archived.consumers), state(&found.consumers))
             && was != is
         {

@@ -243,7 +243,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<Ranges>("[]").unwrap(), Ranges::new());
         let all: Ranges = serde_json::from_str("[[0,18446744073709551615]]").unwrap();
         assert_eq!(all.len(), u64::MAX);
-        for lie in ["[[2,1]]", "[[1,2],[3,4]]", "[[5,6],[1,2]]", "[[1,5],[3,9]]", "[[1]]", "[[1,2,3]]", "[[-1,2]]", "7"] {
+        for lie in ["[[2,1]]", "[[1,2],[3,4]]", "[[5,6],[1,2]]", "[[1,5],[3,9]]", "[[1]]", "[[1,2,3]]", "[[-1,2]]", "7"]
+        {
             assert!(serde_json::from_str::<Ranges>(lie).is_err(), "{lie}");
         }
     }

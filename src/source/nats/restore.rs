@@ -301,7 +301,11 @@ impl One<'_> {
             let what = format!("making consumer `{name}` of stream `{}`", detail.name);
             let body = json!({"stream_name": detail.name, "config": config});
             self.connection.ask(&what, &format!("CONSUMER.DURABLE.CREATE.{}.{durable}", detail.name), &body).await?;
-            notes.push(format!("consumer `{name}` of stream `{}` was made again, from message {}", detail.name, floor + 1));
+            notes.push(format!(
+                "consumer `{name}` of stream `{}` was made again, from message {}",
+                detail.name,
+                floor + 1
+            ));
         }
         Ok(())
     }

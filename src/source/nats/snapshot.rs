@@ -150,7 +150,8 @@ impl Passing<'_> {
 
     /// Acknowledges one that has to wait.
     async fn trickle(&mut self) -> Result<(), NatsError> {
-        let reply = self.first_unacknowledged().and_then(|at| self.queue.get_mut(at)).and_then(|chunk| chunk.reply.take());
+        let reply =
+            self.first_unacknowledged().and_then(|at| self.queue.get_mut(at)).and_then(|chunk| chunk.reply.take());
         self.acknowledge(reply).await
     }
 

@@ -279,7 +279,8 @@ impl Counted {
             difference.changed += u64::from(told.rows == found.rows);
         }
         difference.more = (lines.len() - lines.len().min(most)) as u64;
-        difference.subjects = lines.into_iter().take(most).map(|(name, (told, found))| line(&name, told, found)).collect();
+        difference.subjects =
+            lines.into_iter().take(most).map(|(name, (told, found))| line(&name, told, found)).collect();
         if let (Some(told), Some(seen)) = (&self.seen, &found.seen) {
             let missing = told.without(seen);
             // Messages that are there twice have no sequence of their own: what the counts say is more then.
