@@ -267,7 +267,7 @@ impl<'a> Run<'a> {
         }
         let attempt = Attempt { connection, name, snapshot, into: self.into };
         match attempt.transfer(writer).await {
-            Ok(taken) => Ok(Some(taken)),
+            Ok(taken) => Ok(taken),
             // A server says nothing to whom it sends a stream that is deleted.
             Err(SourceError::Nats(error)) => match connection.stream(name, &Value::Null).await {
                 Ok(None) => Ok(None),
@@ -287,12 +287,12 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    async fn transfer(self, mut writer: ArtifactWriter<'_>) -> Result<Taken, SourceError> {
+    /// All of it; none where the stream is there no more, and what was deleted in it cannot be known.
+    async fn transfer(self, mut writer: ArtifactWriter<'_>) -> Result<Option<Taken>, SourceError> {
         let Self { connection, name, snapshot, into } = self;
         let cut = Cut::between(snapshot.asked, snapshot.answered, Value::Null);
         let (mut config, state) = (snapshot.answer["config"].clone(), snapshot.answer["state"].clone());
         config["name"] = name.into();
-        let consumers = connection.consumers(name).await?;
         let ((to, chunks), (pass, mut passed)) = (mpsc::channel(BETWEEN), mpsc::channel(BETWEEN));
         let tally = Tally::new(into.fingerprint_seed()).keeping_sequences().telling(into.progress().clone());
         let content = Content::new(tally);
@@ -307,14 +307,18 @@ impl Attempt<'_> {
             Ok::<_, SourceError>(())
         };
         let passing = async { Ok(snapshot.pass(connection, to).await?) };
-        // Whichever fails first is the cause, and the other is dropped: it may wait for a store that stalls.
-        let ((), ()) = tokio::try_join!(writing, passing)?;
+        let listing = async { Ok(connection.consumers(name).await?) };
+        // Whichever fails first is the cause, and the others are dropped: they may wait for a store that stalls.
+        let ((), (), consumers) = tokio::try_join!(writing, passing, listing)?;
         let archive = |error| NatsError::Archive { stream: name.to_owned(), error };
         let walked = walking.await.map_err(|_| PipelineError::Stopped)?.map_err(archive)?;
         let mut content = walked.visitor;
         let archived = std::mem::take(&mut content.consumers);
         let (counted, _) = content.counted();
         let deleted = self::deleted(connection, name, &state, counted.seen.as_ref()).await?;
+        if deleted.is_none() && walked.format == archive::Format::Blocks {
+            return Ok(None);
+        }
         let mut absent = Vec::new();
         for (consumer, _) in consumers.iter().filter(|(consumer, _)| !archived.contains_key(consumer)) {
             if is_there(connection, name, consumer).await? {
@@ -335,7 +339,7 @@ impl Attempt<'_> {
         };
         let fingerprint = counted.counts.all;
         writer.finish_with(Some(fingerprint), json(&detail)?).await?;
-        Ok(Taken { detail, records: fingerprint.rows })
+        Ok(Some(Taken { detail, records: fingerprint.rows }))
     }
 }
 
@@ -369,13 +373,15 @@ async fn deleted(
     let Some(info) = connection.stream(name, &json!({"deleted_details": true})).await? else { return Ok(None) };
     let number = |value: &Value, field: &str| value[field].as_u64().unwrap_or_default();
     let now = &info["state"];
-    let deleted = Deleted::of(now);
-    // A stream that was deleted and made again begins anew.
-    let same = number(now, "last_seq") >= number(state, "last_seq");
-    let Some(seen) = seen.filter(|_| same) else { return Ok(Some(deleted)) };
-    let from = deleted.before.max(number(state, "first_seq")).max(1);
-    if let Some(missing) = seen.first_gap(from, number(state, "last_seq"), &deleted.within) {
-        return Err(NatsError::Lacks { stream: name.to_owned(), sequence: missing });
+    if number(now, "last_seq") < number(state, "last_seq") {
+        let (server, text) = (connection.server.clone(), "the stream was deleted and made again meanwhile".to_owned());
+        return Err(NatsError::Ended { server, stream: name.to_owned(), text });
     }
-    Ok(Some(deleted))
+    let deleted = Deleted::of(now);
+    let from = deleted.before.max(number(state, "first_seq")).max(1);
+    let last = number(state, "last_seq");
+    match seen.and_then(|seen| seen.first_gap(from, last, &deleted.within)) {
+        Some(sequence) => Err(NatsError::Lacks { stream: name.to_owned(), sequence }),
+        None => Ok(Some(deleted)),
+    }
 }

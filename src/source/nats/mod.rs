@@ -12,11 +12,11 @@ mod inventory;
 mod load;
 mod plan;
 mod proof;
-mod ranges;
+pub mod ranges;
 mod restore;
 mod server;
 mod snapshot;
-mod tally;
+pub mod tally;
 
 use async_trait::async_trait;
 use bytes::Bytes;

@@ -9,8 +9,8 @@ use serde::{
     de::{Error, SeqAccess, Visitor},
 };
 
-/// A set of `u64`. Ranges are disjoint and do not touch, so equal sets are equal values. In JSON: `[[from,to],…]`, both ends inclusive,
-/// ascending.
+/// A set of `u64`. Ranges are disjoint and do not touch, so equal sets are equal values. In JSON: `[[from,to],…]`, both
+/// ends inclusive, ascending.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Ranges {
     /// All ranges but the last, by their first number.
@@ -227,6 +227,9 @@ mod tests {
             prop_assert_eq!(&numbers.iter().rev().copied().collect::<Ranges>(), &ranges);
             let other: Ranges = others.iter().copied().collect();
             let others: BTreeSet<u64> = others.into_iter().collect();
+            let gap = (5..=50).find(|number| !set.contains(number) && !others.contains(number));
+            let other_set: Ranges = others.iter().copied().collect();
+            prop_assert_eq!(ranges.first_gap(5, 50, &other_set), gap);
             let left = ranges.without(&other);
             prop_assert!(apart(&left));
             prop_assert_eq!(left.first(usize::MAX), set.difference(&others).copied().collect::<Vec<_>>());

@@ -3,10 +3,7 @@
 //! While it is not whole, a stream bears a mark in its metadata ([`MARK`]), where the server knows metadata: a newer server shows a stream
 //! from its first message on, so whoever finds one that a killed restore left can tell.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -47,11 +44,11 @@ pub(super) struct NatsRestore {
 #[derive(Default)]
 struct Done {
     /// Streams that were restored and compared.
-    whole: std::sync::Mutex<Vec<String>>,
-    /// Was an old stream deleted, which is not there again?
-    deleted: std::sync::Mutex<Option<String>>,
+    whole: Vec<String>,
+    /// An old stream that was deleted and is not there again.
+    deleted: Option<String>,
     /// Was anything in the target touched?
-    begun: AtomicBool,
+    begun: bool,
 }
 
 #[async_trait]
@@ -61,8 +58,8 @@ impl Restore for NatsRestore {
     }
 
     async fn execute(self: Box<Self>, cancel: &CancellationToken) -> Result<Restored, SourceError> {
-        let done = Done::default();
-        let result = self.restore(&done, cancel).await;
+        let mut done = Done::default();
+        let result = self.restore(&mut done, cancel).await;
         result.map_err(|error| match done.left() {
             None => error,
             Some(left) => match error {
@@ -81,17 +78,16 @@ impl Restore for NatsRestore {
 
 impl Done {
     fn left(&self) -> Option<String> {
-        let lock = |error: std::sync::PoisonError<_>| error.into_inner();
-        let whole = self.whole.lock().unwrap_or_else(lock);
-        let deleted = self.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !self.begun.load(Ordering::Relaxed) {
+        if !self.begun {
             return None;
         }
-        let mut left = match whole.len() {
+        let mut left = match self.whole.len() {
             0 => "no stream was restored".to_owned(),
-            n => format!("{} restored and compared: {}", report::count(n as u64, "stream"), report::list(&whole, 5)),
+            n => {
+                format!("{} restored and compared: {}", report::count(n as u64, "stream"), report::list(&self.whole, 5))
+            }
         };
-        if let Some(name) = deleted.as_ref() {
+        if let Some(name) = &self.deleted {
             left.push_str(&format!("; the old stream `{name}` was deleted"));
         }
         Some(left)
@@ -99,7 +95,7 @@ impl Done {
 }
 
 impl NatsRestore {
-    async fn restore(&self, done: &Done, cancel: &CancellationToken) -> Result<Restored, SourceError> {
+    async fn restore(&self, done: &mut Done, cancel: &CancellationToken) -> Result<Restored, SourceError> {
         let mut restored = Restored { unit: "stream", ..Restored::default() };
         let looking = self.look_again();
         let there = tokio::select! {
@@ -109,9 +105,9 @@ impl NatsRestore {
         let mut connection = self.server.connect().await?;
         for stream in &self.streams {
             let replaces = there.contains(&stream.detail.name);
-            let one = One { restore: self, stream, connection: &connection, done };
+            let one = One { restore: self, stream, connection: &connection };
             let item = tokio::select! {
-                item = one.restore(replaces, &mut restored.notes) => item,
+                item = one.restore(replaces, done, &mut restored.notes) => item,
                 () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
             };
             match item {
@@ -157,7 +153,7 @@ impl NatsRestore {
             // What is there is somebody else's.
             SourceError::Nats(NatsError::Refused { code: 10058 | 10130, .. }) => return error,
             SourceError::Nats(NatsError::Differs { .. }) => format!("stream `{name}` is left as it is"),
-            _ if !done.begun.load(Ordering::Relaxed) => return error,
+            _ if !done.begun => return error,
             _ => match self.remove(stream, connection).await {
                 true => format!("nothing is left of stream `{name}`"),
                 false => format!(
@@ -220,17 +216,21 @@ struct One<'a> {
     restore: &'a NatsRestore,
     stream: &'a Stored,
     connection: &'a Connection,
-    done: &'a Done,
 }
 
 impl One<'_> {
-    async fn restore(&self, replaces: bool, notes: &mut Vec<String>) -> Result<RestoredItem, SourceError> {
+    async fn restore(
+        &self,
+        replaces: bool,
+        done: &mut Done,
+        notes: &mut Vec<String>,
+    ) -> Result<RestoredItem, SourceError> {
         let (name, snapshot) = (&self.stream.detail.name, &self.restore.snapshot);
         if replaces {
             snapshot.progress().set_phase(format!("deleting stream `{name}`"));
-            self.done.begun.store(true, Ordering::Relaxed);
+            done.begun = true;
             self.connection.delete(name).await?;
-            *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(name.to_owned());
+            done.deleted = Some(name.clone());
         }
         snapshot.progress().set_phase(format!("restoring stream `{name}`"));
         let marks = self.connection.version >= KNOWS_METADATA;
@@ -240,10 +240,7 @@ impl One<'_> {
             // A sealed stream cannot be changed any more, and it will be.
             config["sealed"] = false.into();
         }
-        let archived = load(self.connection, snapshot, self.stream, &config, || {
-            self.done.begun.store(true, Ordering::Relaxed);
-        })
-        .await?;
+        let archived = load(self.connection, snapshot, self.stream, &config, || done.begun = true).await?;
         self.make_missing_consumers(notes).await?;
         snapshot.progress().set_phase(format!("comparing stream `{name}`"));
         // What was published since then is not ours to compare.
@@ -261,8 +258,8 @@ impl One<'_> {
         }
         let compared = self.configuration(notes).await?;
         let item = RestoredItem { name: name.clone(), rows: verdict.messages, bytes: verdict.bytes, compared };
-        *self.done.deleted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = None;
-        self.done.whole.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(name.clone());
+        done.deleted = None;
+        done.whole.push(name.clone());
         Ok(item)
     }
 

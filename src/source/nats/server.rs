@@ -174,6 +174,7 @@ impl Server {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                 NatsError::Login { server, login: self.login() }
             }
+            ConnectErrorKind::Tls => NatsError::NotSupported { server, what: format!("asks for TLS ({error})") },
             _ => NatsError::Unreachable { server, detail: error.to_string() },
         }
     }

@@ -1,8 +1,9 @@
 //! What an archive holds, in counts and sums: the fingerprint of a stream.
 //!
-//! Sums are modulo 2^128 over the messages' hashes, so their order says nothing; a message's hash is of its sequence, time, subject, headers
-//! and payload, each with its length. Beside the sum of all there is one for each subject, so that a difference has a name. Of
-//! more subjects than [`MOST_SUBJECTS`], or longer ones than [`MOST_NAMES`] together, sums are kept by the subject's hash.
+//! Sums are modulo 2^128 over the messages' hashes, so their order says nothing; a message's hash is of its sequence,
+//! time, subject, headers and payload, each with its length. Beside the sum of all there is one for each subject, so
+//! that a difference has a name. Of more subjects than [`MOST_SUBJECTS`], or longer ones than [`MOST_NAMES`] together,
+//! sums are kept by the subject's hash.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -52,7 +53,8 @@ pub struct Counts {
     pub largest: u64,
     /// Format 1: marks of deleted messages.
     pub deleted: u64,
-    /// Messages whose sequence is not above those before. Where there are none, no sequence is there twice. Format 2 has none.
+    /// Messages whose sequence is not above those before. Where there are none, no sequence is there twice. Format 2
+    /// has none.
     pub disordered: u64,
     /// Consumers.
     pub consumers: u64,
@@ -249,8 +251,8 @@ impl Visitor for Tally {
 /// How what was found differs from what should be there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Messages that are missing. Where sequences were not kept on both sides: at least so many, for one that came may hide one that
-    /// went within a subject.
+    /// Messages that are missing. Where sequences were not kept on both sides: at least so many, for one that came may
+    /// hide one that went within a subject.
     pub lost: u64,
     /// Messages that are there and should not be; likewise.
     pub extra: u64,
@@ -265,8 +267,8 @@ pub struct Difference {
 }
 
 impl Counted {
-    /// How `found` differs from this; `None` where it does not. Names up to `most` subjects and sequences. Consumers, and marks
-    /// of deleted messages, are not compared. Under different seeds everything differs.
+    /// How `found` differs from this; `None` where it does not. Names up to `most` subjects and sequences. Consumers,
+    /// and marks of deleted messages, are not compared. Under different seeds everything differs.
     pub fn difference(&self, found: &Self, most: usize) -> Option<Difference> {
         let lines = by_subject(self, found);
         if lines.is_empty() && self.counts.all == found.counts.all && self.seen_agree(found) {
@@ -338,5 +340,183 @@ fn line(name: &Name, told: Fingerprint, found: Fingerprint) -> String {
     match (told.rows, found.rows) {
         (told, found) if told == found => format!("{name}: some of {told} messages differ"),
         (told, found) => format!("{name}: {found} messages instead of {told}"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message<'a>(seq: u64, subject: &'a [u8], payload: &'a [u8]) -> Message<'a> {
+        Message { seq, time: seq.cast_signed() * 10, subject, headers: b"", payload }
+    }
+
+    fn count(tally: Tally, messages: &[Message<'_>]) -> Counted {
+        let mut tally = tally;
+        messages.iter().for_each(|one| tally.message(one).unwrap());
+        tally.finish()
+    }
+
+    fn tally() -> Tally {
+        Tally::new(5)
+    }
+
+    #[test]
+    fn everything_in_a_message_counts_and_no_border_moves() {
+        let whole = Message { seq: 3, time: 4, subject: b"ab", headers: b"cd", payload: b"ef" };
+        let others = [
+            Message { seq: 4, ..whole },
+            Message { time: 5, ..whole },
+            Message { seq: 4, time: 3, ..whole },
+            Message { subject: b"abc", headers: b"d", ..whole },
+            Message { headers: b"cde", payload: b"f", ..whole },
+            Message { headers: b"", payload: b"cdef", ..whole },
+            Message { payload: b"eg", ..whole },
+        ];
+        let told = count(tally(), &[whole]);
+        assert_eq!(told.counts.all.rows, 1);
+        assert_eq!(told.counts.all.bytes, 6);
+        for other in others {
+            assert!(told.difference(&count(tally(), &[other]), 9).is_some(), "{other:?}");
+        }
+        assert_ne!(told.counts.all, count(Tally::new(6), &[whole]).counts.all);
+        assert_eq!(told.difference(&count(tally(), &[whole]), 9), None);
+    }
+
+    /// The canonical form, written down once more.
+    #[test]
+    fn the_hash_is_of_numbers_lengths_and_bytes_whatever_their_length() {
+        for length in [0, 1, 100, SHORT - 6, SHORT - 5, SHORT - 4, SHORT + 1, 100_000] {
+            let payload: Vec<u8> = (0..length).map(|n| (n * 31) as u8).collect();
+            let one = Message { seq: 9, time: -2, subject: b"abc", headers: b"de", payload: &payload };
+            let numbers = [9, u64::MAX - 1, 3, 2, length as u64].map(u64::to_le_bytes).concat();
+            let whole = [&numbers[..], b"abcde", &payload].concat();
+            let counted = count(tally(), &[one]);
+            assert_eq!(counted.counts.all.sum, xxh3_128_with_seed(&whole, 5), "{length}");
+            assert_eq!(counted.counts.largest, 2 + length as u64);
+        }
+    }
+
+    #[test]
+    fn differences_have_names() {
+        let all = [message(1, b"a", b"1"), message(2, b"b", b"2"), message(3, b"c\x1b", b"3"), message(5, b"a", b"4")];
+        let told = count(tally().keeping_sequences(), &all);
+        let found = [message(1, b"a", b"1"), message(2, b"b", b"X"), message(5, b"a", b"4"), message(6, b"d", b"6")];
+        let kept = count(tally().keeping_sequences(), &found);
+        let subjects = [
+            "subject `b`: some of 1 messages differ",
+            "subject `c\\u{1b}`: 0 messages instead of 1",
+            "subject `d`: 1 messages instead of 0",
+        ];
+        let difference = told.difference(&kept, 9).unwrap();
+        assert_eq!(difference.subjects, subjects);
+        let Difference { lost, extra, changed, more, missing, .. } = difference;
+        assert_eq!((lost, extra, changed, more, &missing[..]), (1, 1, 1, 0, &[3][..]));
+        let fewer = told.difference(&count(tally(), &found), 1).unwrap();
+        assert_eq!((fewer.subjects, fewer.more, fewer.missing), (vec![subjects[0].to_owned()], 2, vec![]));
+        // Within one subject, one that came hides one that went; sequences tell.
+        let moved =
+            [message(1, b"a", b"1"), message(2, b"b", b"2"), message(3, b"c\x1b", b"3"), message(7, b"a", b"4")];
+        let moved = told.difference(&count(tally().keeping_sequences(), &moved), 9).unwrap();
+        assert_eq!((moved.lost, moved.extra, moved.changed, &moved.missing[..]), (1, 1, 1, &[5][..]));
+    }
+
+    #[test]
+    fn first_last_largest_and_order() {
+        let all = [message(5, b"a", b"1"), message(9, b"a", b"333"), message(9, b"a", b"333"), message(4, b"a", b"")];
+        let mut tally = tally().keeping_sequences();
+        all.iter().for_each(|one| tally.message(one).unwrap());
+        tally.deleted(3).unwrap();
+        let Counted { counts, seen, .. } = tally.finish();
+        assert_eq!((counts.first, counts.last), (Some(Mark { seq: 4, time: 40 }), Some(Mark { seq: 9, time: 90 })));
+        assert_eq!((counts.largest, counts.disordered, counts.deleted, counts.all.rows), (3, 2, 1, 4));
+        assert_eq!(seen.unwrap().iter().collect::<Vec<_>>(), [(4, 5), (9, 9)]);
+        let json = serde_json::to_string(&counts).unwrap();
+        assert_eq!(serde_json::from_str::<Counts>(&json).unwrap(), counts);
+        let nothing = Tally::new(1).finish().counts;
+        assert_eq!(serde_json::from_str::<Counts>(&serde_json::to_string(&nothing).unwrap()).unwrap(), nothing);
+    }
+
+    #[test]
+    fn many_subjects_are_counted_by_hash_and_nothing_is_lost() {
+        let names: Vec<String> = (0..MOST_SUBJECTS + 500).map(|n| format!("subject.{n}")).collect();
+        let all: Vec<_> = names.iter().zip(1..).map(|(name, seq)| message(seq, name.as_bytes(), b"payload")).collect();
+        let exact = count(tally(), &all[..MOST_SUBJECTS]);
+        assert!(matches!(exact.subjects, Subjects::Exact(_)));
+        let progress = Arc::new(Progress::default());
+        let told = count(tally().telling(Arc::clone(&progress)), &all);
+        assert_eq!(progress.rows.load(Ordering::Relaxed), all.len() as u64);
+        let Subjects::Buckets(buckets) = &told.subjects else { panic!("not by hash") };
+        let mut sum = Fingerprint::default();
+        buckets.iter().for_each(|bucket| join(&mut sum, *bucket));
+        assert_eq!(sum, told.counts.all);
+        // Whatever was counted one by one is in the same groups.
+        let reversed: Vec<_> = all.iter().rev().copied().collect();
+        assert_eq!(told.subjects, count(tally(), &reversed).subjects);
+        let mut other = all.clone();
+        other[77].payload = b"Payload";
+        let difference = told.difference(&count(tally(), &other), 3).unwrap();
+        assert_eq!((difference.lost, difference.extra, difference.changed, difference.subjects.len()), (0, 0, 1, 1));
+        assert!(difference.subjects[0].contains("of 4096 of subjects: some of "), "{difference:?}");
+        // One side counted by subject, the other by hash.
+        let difference = told.difference(&exact, 3).unwrap();
+        assert_eq!((difference.lost, difference.extra, difference.changed), (500, 0, 0));
+        assert_eq!(exact.difference(&told, 3).unwrap().extra, 500);
+    }
+
+    #[test]
+    fn long_subjects_are_counted_by_hash() {
+        let names: Vec<Vec<u8>> = (0..70u8).map(|n| vec![n; 65_000]).collect();
+        let all: Vec<_> = names.iter().zip(1..).map(|(name, seq)| message(seq, name, b"")).collect();
+        let mut tally = tally();
+        all.iter().for_each(|one| tally.message(one).unwrap());
+        assert!(tally.names <= MOST_NAMES);
+        let told = tally.finish();
+        assert!(matches!(told.subjects, Subjects::Buckets(_)));
+        assert_eq!(told.counts.all.rows, 70);
+        assert!(
+            told.difference(&count(self::tally(), &all[1..]), 1).unwrap().subjects[0].contains("of 4096 of subjects: ")
+        );
+        let few = count(self::tally(), &all[..2]);
+        let difference = few.difference(&count(self::tally(), &all[1..2]), 1).unwrap();
+        assert!(difference.subjects[0].contains("…`: 0 messages instead of 1"), "{difference:?}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(500))]
+
+        #[test]
+        fn sums_do_not_depend_on_order_and_see_every_change(
+            all in prop::collection::btree_map(1..90u64, (0..6u8, prop::collection::vec(any::<u8>(), 0..9)), 1..40),
+            turn in any::<prop::sample::Index>(),
+            other in prop::collection::vec(any::<u8>(), 0..9),
+        ) {
+            let made = all.iter().map(|(seq, (subject, payload))| (*seq, [*subject], payload.clone()));
+            let made: Vec<_> = made.collect();
+            let messages: Vec<_> = made.iter().map(|(seq, subject, payload)| message(*seq, subject, payload)).collect();
+            let told = count(tally().keeping_sequences(), &messages);
+            let at = turn.index(messages.len());
+            let turned = [&messages[at..], &messages[..at]].concat();
+            prop_assert_eq!(told.difference(&count(tally().keeping_sequences(), &turned), 9), None);
+            // A message changed, or lost.
+            let mut changed = messages.clone();
+            changed[at].payload = &other;
+            let difference = told.difference(&count(tally(), &changed), 9);
+            prop_assert_eq!(difference.is_some(), messages[at].payload != other);
+            let lost = [&messages[..at], &messages[at + 1..]].concat();
+            let lost = count(tally().keeping_sequences(), &lost);
+            let difference = told.difference(&lost, 9).unwrap();
+            prop_assert_eq!((difference.lost, difference.extra), (1, 0));
+            prop_assert_eq!(difference.missing, [messages[at].seq]);
+            // Counting only those gives what was counted of those.
+            let only = count(tally().only(Arc::new(lost.seen.clone().unwrap())), &messages);
+            prop_assert_eq!(only.counts, lost.counts);
+            prop_assert_eq!(only.subjects, lost.subjects);
+        }
     }
 }

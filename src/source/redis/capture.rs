@@ -6,7 +6,7 @@
 
 use std::{
     io::{self, Read},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -15,12 +15,12 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{
-    dump::{Announced, Dump, MARK},
+    dump::{Announced, Dump, MARK, MOST_WAIT},
     error::RedisError,
-    facts::Facts,
+    facts::{Facts, Info},
     form::{self, Form},
     rdb::{self, RdbError},
-    server::Server,
+    server::{Server, Session},
     tally::{Contents, Tally},
 };
 use crate::{
@@ -32,6 +32,9 @@ use crate::{
 pub(super) const PATH: &str = "dump.rdb";
 /// Chunks between the three, of 128 KiB at most.
 const CHUNKS: usize = 8;
+
+/// How often a save of somebody else is looked at.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a manifest says of a Redis snapshot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -74,7 +77,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
     let (form, why) = form::choose(&facts, server.config.allow_server_dump)
         .map_err(|reason| RedisError::NoForm { server: server.name(), reason })?;
     tracing::debug!("{}: dump by {}: {why}", server.name(), form.name());
-    let dump = match Dump::request(server, form).await {
+    let dump = match request(server, &session, form).await {
         Ok(dump) => dump,
         Err(error) => return Err(aftermath(server, form, error).await.into()),
     };
@@ -96,6 +99,28 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
         about,
         empty: described.empty,
     })
+}
+
+/// Asks for a dump of now. A server that saves a file for somebody else lets whoever asks meanwhile have the same one (`syncCommand` in
+/// Redis' `replication.c`), which is of the instant when that was begun: such a dump is let go, and asked for again when the save is over.
+pub(super) async fn request(server: &Server, session: &Session, form: Form) -> Result<Dump, RedisError> {
+    let began = Instant::now();
+    loop {
+        let now = Info::allowed(session).await?.replication_offset();
+        let dump = Dump::request(server, form).await?;
+        if dump.offset >= now {
+            return Ok(dump);
+        }
+        tracing::debug!("{}: a save that began before is waited for", server.name());
+        drop(dump);
+        while Info::allowed(session).await?.get("rdb_bgsave_in_progress") == "1" {
+            if began.elapsed() > MOST_WAIT {
+                let detail = format!("the saves of others did not end within {} min", MOST_WAIT.as_secs() / 60);
+                return Err(RedisError::Broken { server: server.name(), what: "asking for a dump".into(), detail });
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
 }
 
 /// The server forks and answers in one go, so the cut is no longer before the answer than that was on its way.

@@ -15,7 +15,7 @@ pub(super) const MARK: usize = 40;
 /// How long the server may be silent. It sends an empty line a second while it saves.
 const SILENCE: Duration = Duration::from_secs(60);
 /// How long a dump may take to begin: saves of others come first.
-const MOST_WAIT: Duration = Duration::from_secs(3600);
+pub(super) const MOST_WAIT: Duration = Duration::from_secs(3600);
 
 /// How the server says where the file ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -107,12 +107,25 @@ impl Info {
         Ok(Self::parse(&session.ask::<String>(&["INFO"]).await?))
     }
 
+    /// The same where the user may read it, else nothing.
+    pub(super) async fn allowed(session: &Session) -> Result<Self, RedisError> {
+        match Self::read(session).await {
+            Err(error) if error.is_denied() => Ok(Self::default()),
+            read => read,
+        }
+    }
+
     pub(super) fn get(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
     }
 
     fn number(&self, name: &str) -> u64 {
         self.get(name).parse().unwrap_or(0)
+    }
+
+    /// Bytes of the replication stream so far.
+    pub(super) fn replication_offset(&self) -> u64 {
+        self.number("master_repl_offset")
     }
 
     /// How the last save went.

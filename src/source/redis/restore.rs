@@ -353,7 +353,7 @@ impl RedisRestore {
     async fn dump_back(&self, session: &Session) -> Result<Dump, RedisError> {
         let facts = Facts::ask(&self.server, session).await?;
         let reason = match form::choose(&facts, self.server.config.allow_server_dump) {
-            Ok((form, _)) => return Dump::request(&self.server, form).await,
+            Ok((form, _)) => return capture::request(&self.server, session, form).await,
             Err(reason) => reason,
         };
         let (NoForm::KeepsNone, Some(settings)) = (reason, facts.settings) else {

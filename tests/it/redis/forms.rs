@@ -1,8 +1,8 @@
 //! Which form of dump a server gets, and that it is as well afterwards as it was before.
 
-use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
+use std::{fs, io::Write, net::TcpStream, os::unix::fs::PermissionsExt, time::Duration};
 
-use super::{DISKLESS, assert_at_rest, back_up, dumps, initialised, recorded, save_once};
+use super::{DISKLESS, TARGET, assert_at_rest, back_up, dumps, initialised, line, recorded, restore, save_once};
 use crate::{
     failures::Failure,
     support::{
@@ -150,6 +150,35 @@ fn a_dump_behind_another_save() {
         let workspace = initialised(Mode::Clear, &server);
         let report = back_up(&workspace);
         assert_eq!(report["rows"], server.keys());
+    }
+}
+
+/// A server that saves a file for another client lets us have that one, which lacks what was written since: it is not taken for a backup of
+/// now, which is begun when the other is over.
+#[test]
+fn a_dump_that_was_begun_for_somebody_else() {
+    for version in RedisVersion::ALL {
+        let server = Redis::start_with(version, &["repl-diskless-sync no"]);
+        server.fill("altlas", 200, 7);
+        save_once(&server);
+        let workspace = initialised(Mode::Clear, &server);
+        server.command(&["CONFIG", "SET", "rdb-key-save-delay", "15000"]);
+        let mut other = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
+        let password = server.password();
+        write!(other, "AUTH {password}\r\nREPLCONF rdb-only 1\r\n").unwrap();
+        assert_eq!([line(&mut other), line(&mut other)], ["+OK", "+OK"]);
+        write!(other, "PSYNC ? -1\r\n").unwrap();
+        assert!(line(&mut other).starts_with("+FULLRESYNC "), "{version:?}");
+        let written = server.info("server_time_usec").parse::<i64>().unwrap();
+        server.command(&["SET", "written:since", "value"]);
+        back_up(&workspace);
+        assert_eq!(dumps(&server).0, 2, "{version:?}: one for each\n{}", server.log());
+        let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
+        let cut: jiff::Timestamp = shown["head"]["sources"][0]["cut_at"].as_str().unwrap().parse().unwrap();
+        assert!(cut.as_microsecond() > written, "{shown}");
+        let target = Redis::start_with(version, TARGET);
+        restore(&workspace, &target, &[]).ok();
+        assert_eq!(target.command(&["GET", "written:since"]), "value", "{version:?}");
     }
 }
 

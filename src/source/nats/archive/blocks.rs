@@ -1,13 +1,15 @@
 //! Format 1: the files of a stream as a file store keeps them.
 //!
-//! `meta.inf`, `meta.sum`, `msgs/N.blk` (with `N.idx`, `N.fss` up to 2.9; `index.db` from 2.10 on), `obs/NAME/meta.inf`, `meta.sum`,
-//! `o.dat`. Blocks arrive plain: a server decrypts and, from 2.10 on, decompresses them before it sends them.
+//! `meta.inf`, `meta.sum`, `msgs/N.blk` (with `N.idx`, `N.fss` up to 2.9; `index.db` from 2.10 on),
+//! `obs/NAME/meta.inf`, `meta.sum`, `o.dat`. Blocks arrive plain: a server decrypts and, from 2.10 on, decompresses
+//! them before it sends them.
 //!
-//! A block is records one after the other: u32 length of the record (bit 31: there are headers), u64 sequence (bit 63: erased, or a
-//! place left for a deleted one; bit 62, from 2.10 on: a tombstone for a message in another block), i64 time in ns, u16 length of the subject,
-//! subject, with headers u32 their length and they, payload, and HighwayHash-64 of sequence to payload without any lengths of subject
-//! and headers, under the SHA-256 of `STREAM-N`. All little-endian. The `.sum` files are the same hash of their `meta.inf` in
-//! hex, under the SHA-256 of `STREAM` or `STREAM/CONSUMER`.
+//! A block is records one after the other: u32 length of the record (bit 31: there are headers), u64 sequence (bit 63:
+//! erased, or a place left for a deleted one; bit 62, from 2.10 on: a tombstone for a message in another block), i64
+//! time in ns, u16 length of the subject, subject, with headers u32 their length and they, payload, and HighwayHash-64
+//! of sequence to payload without any lengths of subject and headers, under the SHA-256 of `STREAM-N`. All
+//! little-endian. The `.sum` files are the same hash of their `meta.inf` in hex, under the SHA-256 of `STREAM` or
+//! `STREAM/CONSUMER`.
 
 use std::io::Read;
 

@@ -122,9 +122,9 @@ pub(super) fn from_files(called: &[u8], meta: &[u8], state: Option<ConsumerState
     Ok(ArchivedConsumer { name: name(called)?, config: bounded(config)?, state })
 }
 
-/// Reads `o.dat`: magic, version, then uvarints: acknowledged in consumer and stream, delivered in consumer and stream, how many are
-/// pending (a time and as many entries), how many were delivered again (as many entries). Source: `encodeConsumerState`,
-/// `decodeConsumerState` (2.9.10, 2.15.1).
+/// Reads `o.dat`: magic, version, then uvarints: acknowledged in consumer and stream, delivered in consumer and stream,
+/// how many are pending (a time and as many entries), how many were delivered again (as many entries). Source:
+/// `encodeConsumerState`, `decodeConsumerState` (2.9.10, 2.15.1).
 pub(super) fn state(bytes: &[u8]) -> Result<ConsumerState, String> {
     let mut at = Varints { bytes };
     let (magic, version) = (at.byte()?, at.byte()?);

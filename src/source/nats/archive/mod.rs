@@ -1,15 +1,17 @@
 //! What a server sends as the snapshot of a stream: read as it passes, and proved to be whole.
 //!
-//! The way of the bytes: [`decoder`] undoes the compression (S2), [`walk`] reads the plain archive and tells a [`Visitor`] of every
-//! message and consumer. Two formats exist, and an archive's first bytes tell which it is of:
+//! The way of the bytes: [`decoder`] undoes the compression (S2), [`walk`] reads the plain archive and tells a
+//! [`Visitor`] of every message and consumer. Two formats exist, and an archive's first bytes tell which it is of:
 //!
-//! - [`Format::Blocks`], from 2.9 to 2.14: a tar of the stream's files. `msgs/N.blk` holds records of messages, also of deleted ones: which
-//!   of them live is in files of other formats (`N.idx`, `index.db`) that were written at another moment, and is not looked at.
+//! - [`Format::Blocks`], from 2.9 to 2.14: a tar of the stream's files. `msgs/N.blk` holds records of messages, also of
+//!   deleted ones: which of them live is in files of other formats (`N.idx`, `index.db`) that were written at another
+//!   moment, and is not looked at.
 //! - [`Format::Records`], since 2.15: `NATSARC1`, then `state.json`, `consumers/NAME`, the messages, and an end mark.
 //!
-//! Whole means: the end mark, or the two zero blocks of a tar, are there, and nothing follows; no `errors.txt`; and whatever the server that
-//! restores it would stop at is as it should be (counts, order of sequences, checksums). The walk holds one record or small file at
-//! a time: [`MAX_MESSAGE`] and half as much again while its buffer grows. No length is believed before its bytes are there.
+//! Whole means: the end mark, or the two zero blocks of a tar, are there, and nothing follows; no `errors.txt`; and
+//! whatever the server that restores it would stop at is as it should be (counts, order of sequences, checksums). The
+//! walk holds one record or small file at a time: [`MAX_MESSAGE`] and half as much again while its buffer grows. No
+//! length is believed before its bytes are there.
 //!
 //! Facts of the formats: nats-server's `server/filestore.go` (2.9.10 to 2.15.1), `server/stream_backup.go` and
 //! `server/archive/archive.go` (2.15.1), and the project's research, part B.
@@ -33,11 +35,13 @@ pub use self::{
     s2::{Encoder, MAX_BLOCK, decoder},
 };
 
-/// The longest message that is taken, headers and payload together, in bytes: the most that a server's `max_payload` can be.
+/// The longest message that is taken, headers and payload together, in bytes: the most that a server's `max_payload`
+/// can be.
 pub const MAX_MESSAGE: u64 = 64 * 1024 * 1024;
 /// The longest subject, in bytes: what fits into the length field of a block's record.
 const MAX_SUBJECT: u64 = u16::MAX as u64;
-/// The longest of the small files (configurations, states), in bytes. What a consumer has pending takes 60 bytes a message.
+/// The longest of the small files (configurations, states), in bytes. What a consumer has pending takes 60 bytes a
+/// message.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 /// The longest configuration, in bytes of JSON.
 const MAX_CONFIG: usize = 1024 * 1024;
@@ -72,8 +76,8 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
 }
 
-/// What `state.json` of a format 2 archive says, which is what the server knew when the snapshot began. Messages that were deleted
-/// meanwhile are not in the archive.
+/// What `state.json` of a format 2 archive says, which is what the server knew when the snapshot began. Messages that
+/// were deleted meanwhile are not in the archive.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArchivedState {
     /// Messages.
@@ -88,13 +92,14 @@ pub struct ArchivedState {
 
 /// Takes what a walk finds. An `Err` ends the walk with [`ArchiveError::Stopped`].
 pub trait Visitor {
-    /// A message. In format 2 sequences ascend. In format 1 it may have been deleted before the snapshot was taken, and sequences
-    /// ascend as far as the server wrote them so.
+    /// A message. In format 2 sequences ascend. In format 1 it may have been deleted before the snapshot was taken, and
+    /// sequences ascend as far as the server wrote them so.
     fn message(&mut self, _message: &Message<'_>) -> Result<(), String> {
         Ok(())
     }
-    /// Format 1: there is a mark that the message of this sequence was deleted: its own record erased, a place that was left for it, or a
-    /// tombstone. Its record may be there all the same, before or after; and messages without a mark may have been deleted.
+    /// Format 1: there is a mark that the message of this sequence was deleted: its own record erased, a place that was
+    /// left for it, or a tombstone. Its record may be there all the same, before or after; and messages without a mark
+    /// may have been deleted.
     fn deleted(&mut self, _seq: u64) -> Result<(), String> {
         Ok(())
     }
@@ -119,8 +124,8 @@ pub struct Walked<V> {
     pub format: Format,
     /// Plain bytes.
     pub length: u64,
-    /// Format 1: files whose meaning is not known, at most [`MOST_UNKNOWN`] of them, control characters escaped. They are no less part
-    /// of the archive.
+    /// Format 1: files whose meaning is not known, at most [`MOST_UNKNOWN`] of them, control characters escaped. They
+    /// are no less part of the archive.
     pub unknown: Vec<String>,
     /// The visitor.
     pub visitor: V,
@@ -129,8 +134,8 @@ pub struct Walked<V> {
 /// How many names [`Walked::unknown`] holds.
 pub const MOST_UNKNOWN: usize = 16;
 
-/// Why an archive is not what it should be. Offsets are in plain bytes from its start. Names of entries have their control
-/// characters escaped and are cut short.
+/// Why an archive is not what it should be. Offsets are in plain bytes from its start. Names of entries have their
+/// control characters escaped and are cut short.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {

@@ -1,8 +1,9 @@
 //! Format 2: `NATSARC1`, then records.
 //!
-//! A record is: uvarint length of the name, varint time in ns, uvarint sequence, uvarint length of the headers, uvarint length
-//! of the payload; name, headers, payload. Records of sequence 0 are files: `state.json` first, then as many `consumers/NAME` as it
-//! says. The others are messages, named by their subject, in ascending order. A record of nothing at all is the end.
+//! A record is: uvarint length of the name, varint time in ns, uvarint sequence, uvarint length of the headers, uvarint
+//! length of the payload; name, headers, payload. Records of sequence 0 are files: `state.json` first, then as many
+//! `consumers/NAME` as it says. The others are messages, named by their subject, in ascending order. A record of
+//! nothing at all is the end.
 
 use std::io::Read;
 

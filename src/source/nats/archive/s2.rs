@@ -1,7 +1,8 @@
 //! S2, the compression that archives travel in: frames like Snappy's, with larger blocks and more kinds of copies.
 //!
-//! The blocks are decoded and encoded by `minlz`; the frames are read here, since the crate's own reader takes an end in the
-//! middle of a frame's header for a clean one. Facts: Snappy's `framing_format.txt`, klauspost/compress `s2/README.md`.
+//! The blocks are decoded and encoded by `minlz`; the frames are read here, since the crate's own reader takes an end
+//! in the middle of a frame's header for a clean one. Facts: Snappy's `framing_format.txt`, klauspost/compress
+//! `s2/README.md`.
 //!
 //! A clean end is one on a frame's boundary. Whether the archive is whole is said by the archive, not by its frames.
 
@@ -9,7 +10,8 @@ use std::io::{self, ErrorKind, Read};
 
 /// The longest block that is decoded, in plain bytes: what the format allows. Servers write blocks of 1 MiB.
 pub const MAX_BLOCK: usize = 4 * 1024 * 1024;
-/// What a block of [`MAX_BLOCK`] can take when it is compressed: as it is, with a tag every 2^24 bytes and its length before it.
+/// What a block of [`MAX_BLOCK`] can take when it is compressed: as it is, with a tag every 2^24 bytes and its length
+/// before it.
 const MAX_COMPRESSED: usize = MAX_BLOCK + 16;
 /// Plain bytes of a block that is written.
 const BLOCK: usize = 1024 * 1024;
@@ -30,13 +32,12 @@ fn checksum(plain: &[u8]) -> u32 {
     CRC.checksum(plain).rotate_right(15).wrapping_add(0xa282_ead8)
 }
 
-/// The plain bytes of an S2 or Snappy stream. Holds one frame and its plain block: 12 MiB at most, and less than 3 MiB of what
-/// servers send. It blocks as its reader does.
+/// The plain bytes of an S2 or Snappy stream. Holds one frame and its plain block: 12 MiB at most, and less than 3 MiB
+/// of what servers send. It blocks as its reader does.
 ///
-/// # Errors
-/// Reading fails with [`ErrorKind::UnexpectedEof`] where the bytes end within a frame, or before the first; with
-/// [`ErrorKind::InvalidData`] for everything else that is not as it should be; and as the reader below does. The text names the byte
-/// of the compressed stream. After an error, every read is one.
+/// # Errors Reading fails with [`ErrorKind::UnexpectedEof`] where the bytes end within a frame, or before the first;
+/// with [`ErrorKind::InvalidData`] for everything else that is not as it should be; and as the reader below does. The
+/// text names the byte of the compressed stream. After an error, every read is one.
 pub fn decoder<R: Read>(from: R) -> impl Read {
     Decoder {
         from,
@@ -234,8 +235,8 @@ impl Encoder {
         Self::default()
     }
 
-    /// Whole frames of `plain`, in blocks of 1 MiB at most; the first call's begin with the stream identifier. What all calls gave, one
-    /// after the other, is the stream; it needs no end.
+    /// Whole frames of `plain`, in blocks of 1 MiB at most; the first call's begin with the stream identifier. What all
+    /// calls gave, one after the other, is the stream; it needs no end.
     pub fn encode(&mut self, plain: &[u8]) -> Vec<u8> {
         let mut stream = Vec::with_capacity(plain.len() / 2 + S2.len());
         if !std::mem::replace(&mut self.begun, true) {

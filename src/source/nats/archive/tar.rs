@@ -1,7 +1,8 @@
-//! The tar of format 1, as Go's `archive/tar` writes it: headers of POSIX (ustar), with pax records for times and long names.
+//! The tar of format 1, as Go's `archive/tar` writes it: headers of POSIX (ustar), with pax records for times and long
+//! names.
 //!
-//! Nothing but files is expected. The end is two blocks of zeros, and at most more zeros behind them. Facts: POSIX `pax`, "ustar
-//! Interchange Format" and "pax Extended Header"; `FormatPAX` of Go's `archive/tar`.
+//! Nothing but files is expected. The end is two blocks of zeros, and at most more zeros behind them. Facts: POSIX
+//! `pax`, "ustar Interchange Format" and "pax Extended Header"; `FormatPAX` of Go's `archive/tar`.
 
 use std::io::Read;
 
@@ -72,7 +73,7 @@ pub(super) fn next<R: Read>(input: &mut Input<R>) -> Result<Option<Entry>, Archi
 
 /// Passes over what fills a file of `size` bytes up to a whole block.
 pub(super) fn pad<R: Read>(input: &mut Input<R>, size: u64) -> Result<(), ArchiveError> {
-    input.skip(size.next_multiple_of(BLOCK as u64) - size)
+    input.skip(size.wrapping_neg() % BLOCK as u64)
 }
 
 /// Behind the first block of zeros.

@@ -37,7 +37,7 @@ pub(super) fn record(name: &[u8], time: i64, seq: u64, headers: &[u8], payload: 
 
 pub(super) fn state(messages: u64, first: u64, last: u64, consumers: u64) -> Vec<u8> {
     let json = format!(
-        r#"{{"messages":{messages},"bytes":7,"first_seq":{first},"last_seq":{last},"consumer_count":{consumers},"lost":null}}"#
+        r#"{{"messages":{messages},"bytes":7,"first_seq":{first},"last_seq":{last},"consumer_count":{consumers}}}"#
     );
     record(b"state.json", 5, 0, b"", json.as_bytes())
 }
@@ -134,7 +134,12 @@ proptest! {
     }
 
     #[test]
-    fn messages_come_back_from_blocks(messages in messages(), each in 1..10usize, most in 1..100_000usize, seed in 1..u64::MAX) {
+    fn messages_come_back_from_blocks(
+        messages in messages(),
+        each in 1..10usize,
+        most in 1..100_000usize,
+        seed in 1..u64::MAX,
+    ) {
         let mut chance = Chance(seed);
         let mut deleted = Vec::new();
         let made = messages.chunks(each).enumerate().map(|(n, messages)| {
@@ -163,7 +168,10 @@ proptest! {
     }
 
     #[test]
-    fn what_is_compressed_in_pieces_comes_back(pieces in prop::collection::vec(payload(), 0..12), most in 1..50_000usize) {
+    fn what_is_compressed_in_pieces_comes_back(
+        pieces in prop::collection::vec(payload(), 0..12),
+        most in 1..50_000usize,
+    ) {
         let mut encoder = Encoder::new();
         let sent: Vec<u8> = pieces.iter().flat_map(|piece| encoder.encode(piece)).collect();
         if sent.is_empty() {

@@ -44,7 +44,8 @@ fn gone(listing: &Value) -> BTreeSet<u64> {
     (1..first).chain(inner).collect()
 }
 
-/// Does `all` say of everything that is in `some` the same, where it says anything? (A server tells settings that it does not keep.)
+/// Does `all` say of everything that is in `some` the same, where it says anything? (A server tells settings that it
+/// does not keep.)
 fn agrees(some: &Value, all: &Value) -> bool {
     match (some, all) {
         (Value::Object(some), Value::Object(all)) => {
@@ -87,7 +88,8 @@ fn compare_records(name: &str, keep: &Keep, told: &Value) {
     assert!(keep.configs.is_empty() && keep.deleted.is_empty());
 }
 
-/// Of format 1: everything that lives is a record, every other record is of a message that is gone, and every mark is of one.
+/// Of format 1: everything that lives is a record, every other record is of a message that is gone, and every mark is
+/// of one.
 fn compare_blocks(name: &str, keep: &Keep, told: &Value) {
     let mut records: BTreeMap<_, _> = keep.messages.iter().map(|message| (message.seq, message)).collect();
     assert_eq!(records.len(), keep.messages.len(), "{name}: a sequence twice");
@@ -170,6 +172,24 @@ fn the_pieces_that_an_archive_comes_in_do_not_matter() {
             assert_eq!(walked.visitor, whole.visitor, "{name}, sent in pieces of up to {most}");
             assert_eq!(walked.length, whole.length);
         }
+    }
+}
+
+#[test]
+fn what_is_damaged_on_the_disk_of_the_server_is_noticed() {
+    for (name, stream, what) in [
+        (
+            "2.9-lost",
+            "lost",
+            "the server says that the archive is not whole: Could not read message block [1]: open ",
+        ),
+        ("2.12-short", "short", "in `msgs/1.blk`: a record of 44 bytes in a block that has 12 more"),
+        ("2.9-rotten", "rotten", "in `msgs/1.blk`: the checksum of the record with sequence 4 does not hold"),
+        ("2.12-rotten", "rotten", "in `msgs/1.blk`: the checksum of the record with sequence 4 does not hold"),
+    ] {
+        let sent = fs::read(folder().join(format!("{name}.broken"))).unwrap();
+        let error = walk(decoder(&sent[..]), stream, Keep::default()).unwrap_err().to_string();
+        assert!(error.contains(what), "{name}: {error}");
     }
 }
 

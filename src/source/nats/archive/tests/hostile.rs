@@ -3,7 +3,8 @@
 use super::*;
 use crate::source::nats::tally::Tally;
 
-/// Where to cut: everywhere in small archives; in larger ones near both ends, at blocks of the tar, and here and there between.
+/// Where to cut: everywhere in small archives; in larger ones near both ends, at blocks of the tar, and here and there
+/// between.
 fn cuts(length: usize, chance: &mut Chance) -> Vec<usize> {
     let near = if length < 9000 { length } else { 600 };
     let mut cuts: Vec<usize> = (0..length).filter(|at| *at < near || length - at <= near).collect();
