@@ -153,7 +153,7 @@ pub(super) fn select<'a>(
     match catalog.select(selector, sources, url) {
         Ok(head) => {
             if *selector == Selector::Latest {
-                catalog.passed_over(head).iter().for_each(|note| tracing::warn!("{note}"));
+                catalog.passed_over(head, sources).iter().for_each(|note| tracing::warn!("{note}"));
             }
             Ok(head)
         }

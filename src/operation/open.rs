@@ -64,7 +64,7 @@ pub async fn open_backup(
         return Err(RepositoryError::from(trust).into());
     }
     let mut notes = match selector {
-        Selector::Latest => catalog.passed_over(head),
+        Selector::Latest => catalog.passed_over(head, sources),
         _ => Vec::new(),
     };
     notes.extend(catalog.unknown.as_ref().map(|unknown| format!("{unknown}; {}", unknown.hint())));

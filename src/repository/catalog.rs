@@ -144,9 +144,10 @@ impl Catalog {
         })
     }
 
-    /// What is newer than this backup and was passed over, since it cannot be trusted: it may be the one that is meant, and an
-    /// older one must not stand in for it in silence.
-    pub fn passed_over(&self, head: &Head) -> Vec<String> {
+    /// What is newer than this backup and was passed over, for one of `sources` (none: all that a backup was asked for): what cannot
+    /// be trusted, for it may be the one that is meant, and what lacks a source that it was asked for. An older one must not stand in
+    /// for either in silence.
+    pub fn passed_over(&self, head: &Head, sources: &[String]) -> Vec<String> {
         let newer = self.entries.iter().take_while(|entry| *entry.id() != head.backup);
         let told = |entry: &CatalogEntry| match entry {
             CatalogEntry::Damaged { id, trust } => Some(format!("backup {id} is passed over: {trust}")),
@@ -154,7 +155,7 @@ impl Catalog {
             CatalogEntry::Unfinished { id, .. } => {
                 Some(format!("backup {id} is passed over: it is unfinished, without a head"))
             }
-            CatalogEntry::Good(_) => None,
+            CatalogEntry::Good(newer) => lacks(newer, sources),
         };
         newer.filter_map(told).collect()
     }
@@ -211,6 +212,19 @@ fn holds(head: &Head, sources: &[String]) -> bool {
         [] => head.sources.iter().all(|source| source.state.is_usable()),
         names => names.iter().all(|name| head.source(name).is_some_and(|source| source.state.is_usable())),
     }
+}
+
+/// Why this one is not `latest` for them, where it was asked for them: which of their snapshots are not whole.
+fn lacks(head: &Head, sources: &[String]) -> Option<String> {
+    let asked = |name: &String| sources.is_empty() || sources.contains(name);
+    let lacking: Vec<String> = head
+        .sources
+        .iter()
+        .filter(|source| asked(&source.name) && !source.state.is_usable())
+        .map(|source| format!("`{}` ({})", source.name, source.state))
+        .collect();
+    let id = &head.backup;
+    (!lacking.is_empty()).then(|| format!("backup {id} is newer, and passed over: it lacks {}", lacking.join(", ")))
 }
 
 /// R6: heads by their own time. The rest by the time in their id, which is in whole seconds and only places them in a list
