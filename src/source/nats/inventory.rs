@@ -134,7 +134,8 @@ impl Inventory {
                 continue;
             }
             if info["config"]["storage"] == "memory" && !connection.version.sends_records() {
-                let what = format!("stream `{name}` is in memory, of which NATS {} takes no snapshot", connection.version);
+                let what =
+                    format!("stream `{name}` is in memory, of which NATS {} takes no snapshot", connection.version);
                 if named(name) {
                     let hint = "leave the stream out of `streams`, or run NATS 2.15 or newer".to_owned();
                     failed.push(Unavailable { what, hint: Some(hint) });

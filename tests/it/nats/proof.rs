@@ -337,10 +337,7 @@ fn an_archive_that_lacks_what_the_manifest_says() {
         (|detail| detail["state"]["last_seq"] = 30.into(), "its last sequence is 20 and was 30"),
     ];
     let blocks: &[(Change, &str)] = &[
-        (
-            |detail| detail["config"]["max_msgs"] = 7.into(),
-            "its archive's configuration: `max_msgs` was 7 and is 1000",
-        ),
+        (|detail| detail["config"]["max_msgs"] = 7.into(), "its archive's configuration: `max_msgs` was 7 and is 1000"),
         // A message whose record is in the archive, of which the manifest does not say that it was deleted.
         (|detail| detail["deleted"]["within"] = json!([]), "it lacks 1 message (7)"),
     ];
@@ -353,7 +350,9 @@ fn an_archive_that_lacks_what_the_manifest_says() {
         proven(&workspace, &backup, &scratch);
         for (change, words) in both.iter().chain(if version == V29 { blocks } else { &[] }) {
             let place = workspace.copy();
-            forge::change_manifest(&place, &backup, "messages", |manifest| change(&mut manifest["artifacts"][0]["detail"]));
+            forge::change_manifest(&place, &backup, "messages", |manifest| {
+                change(&mut manifest["artifacts"][0]["detail"])
+            });
             let proof = try_proof(&place, &backup, &scratch, scratch.port()).unwrap();
             let found = &proof.streams[0].differences;
             assert!(found.iter().any(|difference| difference.contains(words)), "`{words}` is not in {found:?}");
