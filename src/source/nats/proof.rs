@@ -165,7 +165,10 @@ fn consumers(
         if let (Some(was), Some(is)) = (state(&archived.consumers), state(&found.consumers))
             && was != is
         {
-            proof.differences.push(format!("consumer `{name}` was at {was:?} and is at {is:?}"));
+            match compare::begins_again(&was, &is, archived.first()) {
+                true => proof.notes.extend(compare::began_again(name, &was)),
+                false => proof.differences.push(format!("consumer `{name}` was at {was:?} and is at {is:?}")),
+            }
         }
     }
 }
