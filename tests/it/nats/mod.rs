@@ -1,5 +1,6 @@
 //! NATS servers: backed up while they are used, restored stream by stream, and every failure said.
 
+mod corruption;
 mod failures;
 mod roundtrip;
 mod servers;
