@@ -2,6 +2,7 @@
 
 mod corruption;
 mod failures;
+mod kill;
 mod roundtrip;
 mod servers;
 mod wire;
