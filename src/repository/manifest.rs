@@ -189,3 +189,44 @@ impl Manifest {
         serde_json::from_slice(&json).map_err(|error| format!("is not a manifest: {error}"))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn at(ms: i64) -> Timestamp {
+        Timestamp::from_millisecond(1_800_000_000_000 + ms).unwrap()
+    }
+
+    #[test]
+    fn an_instant_is_between_question_and_answer() {
+        let cut = Cut::between(at(1000), at(1500), json!("x"));
+        assert_eq!((cut.at, cut.first, cut.error_seconds, cut.anchor), (at(1250), None, 0.25, json!("x")));
+        // A clock that was set back meanwhile.
+        let cut = Cut::between(at(1500), at(1000), Value::Null);
+        assert_eq!((cut.at, cut.error_seconds), (at(1250), 0.25));
+    }
+
+    #[test]
+    fn several_instants_are_from_the_first_to_the_last() {
+        assert!(Cut::of_all([]).is_none());
+        let one = Cut::of_all([Cut::between(at(0), at(20), json!(1))]).unwrap();
+        assert_eq!((one.at, one.first, one.error_seconds, one.anchor), (at(10), None, 0.01, json!([1])));
+        let several = [(40, 60), (0, 20), (200, 300)].map(|(from, to)| Cut::between(at(from), at(to), json!(from)));
+        let several = Cut::of_all(several).unwrap();
+        assert_eq!((several.at, several.first, several.error_seconds), (at(250), Some(at(10)), 0.05));
+        assert_eq!(several.anchor, json!([40, 0, 200]));
+        let nested = Cut::of_all([several, Cut::between(at(30), at(30), Value::Null)]).unwrap();
+        assert_eq!((nested.at, nested.first), (at(250), Some(at(10))));
+    }
+
+    /// Names that stand in repositories.
+    #[test]
+    fn formats_keep_their_names() {
+        let names = [Format::Sql, Format::CopyText, Format::Rdb, Format::JetStream].map(|format| json!(format));
+        assert_eq!(names, ["sql", "copy-text", "rdb", "jetstream"]);
+    }
+}

@@ -68,8 +68,10 @@ fn both_are_restored(mode: Mode) {
 fn assert_one_recovery_point(workspace: &Workspace, report: &Value, order: [usize; 2]) {
     let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
     let source = |n: usize| &shown["head"]["sources"][n];
-    let [first, last] = order.map(|n| source(n)["cut_at"].as_str().unwrap().parse::<Timestamp>().unwrap());
-    assert!(first < last, "{shown}");
+    let time = |of: &Value| of.as_str().map(|text| text.parse::<Timestamp>().unwrap());
+    let cut = order.map(|n| (time(&source(n)["cut_first"]), time(&source(n)["cut_at"]).unwrap()));
+    assert!(cut[0].1 < cut[1].0.unwrap_or(cut[1].1), "{shown}");
+    let (first, last) = (cut[0].0.unwrap_or(cut[0].1), cut[1].1);
     let started: Timestamp = shown["head"]["started"].as_str().unwrap().parse().unwrap();
     assert!(last.duration_since(started).abs() < jiff::SignedDuration::from_mins(10), "{shown}");
     let mut errors = 0.0;
@@ -94,7 +96,7 @@ fn the_order_of_cuts_is_a_setting() {
     database.create_altlas("altlas", 200, 4);
     cache.fill("altlas", 200, 4);
     let other = Redis::start_with(RedisVersion::V70, DISKLESS);
-    let mut workspace = Workspace::folder().postgres(&database, &["altlas"]).redis(&cache);
+    let mut workspace = Workspace::folder().postgres(&database, &["*"]).redis(&cache);
     workspace = workspace.redis_as("other", &other.url(), &other.password_file());
     workspace.set("backup.cut_order", vec!["other", "database", "cache"]);
     workspace.run(&["init"]).ok();
@@ -102,6 +104,13 @@ fn the_order_of_cuts_is_a_setting() {
     assert!(output.stdout.contains("\nskew "), "{}", output.text());
     let report = workspace.run(&["--json", "backup", "--source", "cache", "--source", "database"]).ok().json();
     assert_one_recovery_point(&workspace, &report, [0, 1]);
+    // Two databases, each at its instant.
+    let shown = workspace.run(&["--json", "show", "latest"]).ok().json();
+    let database = &shown["head"]["sources"][0];
+    let [first, last] =
+        ["cut_first", "cut_at"].map(|name| database[name].as_str().unwrap().parse::<Timestamp>().unwrap());
+    assert!(first < last, "{shown}");
+    assert_eq!(shown["sources"][0]["cut"]["anchor"].as_array().unwrap().len(), 2);
     workspace.set("backup.cut_order", vec!["database", "cache"]);
     workspace.run(&["backup"]).output().assert_error(2, &["backup.cut_order", "`other`"]);
 }
