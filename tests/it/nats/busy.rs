@@ -66,7 +66,13 @@ impl Done {
         let number = |field: &str| report[field].as_u64().unwrap();
         let acknowledged = report["acked"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).collect();
         let by_all = report["stream"] == "INTEREST";
-        Self { published: number("published"), deleted: number("deleted"), refused: number("refused"), acknowledged, by_all }
+        Self {
+            published: number("published"),
+            deleted: number("deleted"),
+            refused: number("refused"),
+            acknowledged,
+            by_all,
+        }
     }
 
     /// Messages that the stream must still have. Consumers of the stream with interest get them all, in order.

@@ -129,7 +129,7 @@ const SPOILT: &[Spoilt] = &[
     ),
     (
         "a message is one too many",
-        |server| drop(server.publish("jobs.even", b"more")),
+        |server| assert_eq!(server.publish("jobs.even", b"more"), 21),
         &["subject `jobs.even`: 11 messages instead of 10"],
     ),
     ("messages are others", refill, &["subject `jobs.even`: some of 10 messages differ"]),
@@ -190,7 +190,9 @@ fn refill(server: &Nats) {
     let config = server.info(JOBS)["config"].clone();
     server.delete_stream(JOBS);
     server.ask("STREAM.CREATE.JOBS", &config);
-    (0..20).for_each(|n| drop(server.publish(["jobs.odd", "jobs.even"][n % 2], b"another")));
+    for n in 0..20 {
+        server.publish(["jobs.odd", "jobs.even"][n % 2], b"another");
+    }
 }
 
 /// A stream of 20 messages, of which a consumer was given five and has handled three, not in order.
@@ -337,10 +339,7 @@ fn an_archive_that_lacks_what_the_manifest_says() {
         (|detail| detail["state"]["last_seq"] = 30.into(), "its last sequence is 20 and was 30"),
     ];
     let blocks: &[(Change, &str)] = &[
-        (
-            |detail| detail["config"]["max_msgs"] = 7.into(),
-            "its archive's configuration: `max_msgs` was 7 and is 1000",
-        ),
+        (|detail| detail["config"]["max_msgs"] = 7.into(), "its archive's configuration: `max_msgs` was 7 and is 1000"),
         // A message whose record is in the archive, of which the manifest does not say that it was deleted.
         (|detail| detail["deleted"]["within"] = json!([]), "it lacks 1 message (7)"),
     ];
@@ -353,7 +352,9 @@ fn an_archive_that_lacks_what_the_manifest_says() {
         proven(&workspace, &backup, &scratch);
         for (change, words) in both.iter().chain(if version == V29 { blocks } else { &[] }) {
             let place = workspace.copy();
-            forge::change_manifest(&place, &backup, "messages", |manifest| change(&mut manifest["artifacts"][0]["detail"]));
+            forge::change_manifest(&place, &backup, "messages", |manifest| {
+                change(&mut manifest["artifacts"][0]["detail"])
+            });
             let proof = try_proof(&place, &backup, &scratch, scratch.port()).unwrap();
             let found = &proof.streams[0].differences;
             assert!(found.iter().any(|difference| difference.contains(words)), "`{words}` is not in {found:?}");

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{back_up, initialised, restore};
+use super::{NatsVersion, back_up, initialised, restore};
 use crate::support::{
     assert_same_lines,
     mode::{Mode, in_both_modes},
-    nats::{Nats, NatsVersion},
+    nats::Nats,
     s3::{BlockingS3, S3Kind},
     workspace::Workspace,
 };
@@ -163,7 +163,8 @@ impl<'a> Seen<'a> {
 /// Configuration, messages and consumers of every stream that does not copy from others.
 fn steady(server: &Nats) -> String {
     let names = server.streams();
-    let options = names.iter().filter(|name| !COPYING.contains(&name.as_str())).flat_map(|name| ["--stream", name.as_str()]);
+    let options =
+        names.iter().filter(|name| !COPYING.contains(&name.as_str())).flat_map(|name| ["--stream", name.as_str()]);
     server.digest(&[&["--messages"], &options.collect::<Vec<_>>()[..]].concat()).text().to_owned()
 }
 
@@ -171,6 +172,7 @@ fn steady(server: &Nats) -> String {
 fn copied(server: &Nats) -> BTreeSet<String> {
     let options: Vec<&str> = COPYING.iter().flat_map(|name| ["--stream", name]).collect();
     let digest = server.digest(&[&["--messages"], &options[..]].concat());
-    let kept = |line: &&str| line.starts_with("stream ") || line.starts_with("  config ") || line.starts_with("  message ");
+    let kept =
+        |line: &&str| line.starts_with("stream ") || line.starts_with("  config ") || line.starts_with("  message ");
     digest.text().lines().filter(kept).map(str::to_owned).collect()
 }
