@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{back_up, initialised, restore};
+use super::{NatsVersion, back_up, initialised, restore};
 use crate::support::{
     assert_same_lines,
     mode::{Mode, in_both_modes},
-    nats::{Nats, NatsVersion},
+    nats::Nats,
     s3::{BlockingS3, S3Kind},
     workspace::Workspace,
 };
