@@ -271,7 +271,8 @@ async fn transfer(
     };
     let (artifacts, written) = writer.finish().await.map_err(|error| named(config, error.into()))?;
     if captured.empty && !captured.failed.is_empty() {
-        return Err(Error::NothingCaptured { name: config.name.to_string(), failed: captured.failed });
+        let Captured { failed, hint, .. } = captured;
+        return Err(Error::NothingCaptured { name: config.name.to_string(), failed, hint });
     }
     if captured.empty && !config.allow_empty {
         let what = config.settings.nothing();
@@ -355,6 +356,7 @@ async fn commit(
                 outcome_told.fill(&head);
                 outcome_told.uncovered = captured.uncovered;
                 outcome_told.failed = captured.failed;
+                outcome_told.hint = captured.hint;
                 outcome_told.notes = captured.notes;
             }
         }

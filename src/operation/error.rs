@@ -88,6 +88,8 @@ pub enum Error {
         name: String,
         /// What failed, in words with the reason.
         failed: Vec<String>,
+        /// The next step.
+        hint: Option<String>,
     },
     /// Several sources, none of which could be backed up.
     #[error("no source could be backed up: {}", .0.iter().map(Error::to_string).collect::<Vec<_>>().join("; "))]
@@ -201,8 +203,8 @@ impl Error {
                 "this version cannot verify by restoring yet; name a backup (`latest`, or an id of `altlas-backup list`) to restore it unverified".into(),
             ),
             Error::NotConfirmed => Some("`--yes` carries out a plan without asking".into()),
-            // Each of the failures names its reason.
-            Error::NothingCaptured { .. } | Error::Interrupted => None,
+            Error::NothingCaptured { hint, .. } => hint.clone(),
+            Error::Interrupted => None,
         }
     }
 }

@@ -116,6 +116,8 @@ pub struct Captured {
     pub uncovered: Vec<String>,
     /// What was asked for and could not be captured while the rest was, in words with the reason. With any the snapshot is partial.
     pub failed: Vec<String>,
+    /// The next step after that.
+    pub hint: Option<String>,
     /// What to know of it, in words.
     pub notes: Vec<String>,
     /// What it is and holds, in words, for whoever looks at it.

@@ -79,7 +79,7 @@ impl Source for MadeUp {
         }
         let cut = Cut::between(asked, asked + Duration::from_millis(20), serde_json::Value::Null);
         let (uncovered, notes, about) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Captured { cut, detail: serde_json::Value::Null, uncovered, failed, notes, about, empty })
+        Ok(Captured { cut, detail: serde_json::Value::Null, uncovered, failed, hint: None, notes, about, empty })
     }
 
     async fn plan_restore(&self, _: SnapshotReader, _: &RestoreRequest) -> Result<Box<dyn Restore>, SourceError> {

@@ -5,6 +5,7 @@
 //! is whole it proves itself; that it holds every message which the stream had before and still has afterwards is looked at too.
 
 use std::{
+    collections::BTreeSet,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -26,6 +27,7 @@ use super::{
     tally::Tally,
 };
 use crate::{
+    config::NamePattern,
     pipeline::{ArtifactWriter, Cut, Format, PipelineError, SnapshotWriter},
     report,
     source::{
@@ -52,15 +54,15 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
     };
     let (connection, inventory) = match inventory.await {
         Ok(found) => found,
-        // A server without JetStream has no stream; that it should have some is for whoever configured it to say.
-        Err(error @ NatsError::NoJetStream { .. }) => {
+        // A server without JetStream has no stream; that it should have some is for whoever configured it to say, or has said.
+        Err(error @ NatsError::NoJetStream { .. }) if !server.config.streams.iter().any(NamePattern::is_literal) => {
             fixed.now();
             return Ok(nothing(began, error.to_string()));
         }
         Err(error) => return Err(error.into()),
     };
     let version = connection.version;
-    let Inventory { chosen, uncovered, mut failed } = inventory;
+    let Inventory { chosen, uncovered, failed: unavailable } = inventory;
     let progress = into.progress();
     let count = report::count(chosen.len() as u64, "stream");
     progress.set_phase(format!("reading {count} of {}", server.name()));
@@ -70,6 +72,9 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
     let Run { done, .. } = run;
     let Done { mut streams, failures, mut notes, .. } = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     streams.sort_by(|a, b| a.detail.name.cmp(&b.detail.name));
+    let hints = unavailable.iter().map(|one| one.hint.clone()).chain(failures.iter().map(|(_, error)| error.hint()));
+    let hint = next_steps(hints.flatten());
+    let mut failed: Vec<String> = unavailable.into_iter().map(|one| one.what).collect();
     failed.extend(failures.iter().map(|(name, error)| format!("stream `{name}`: {error}")));
     notes.extend(inventory::warnings(version));
     let detail = Detail { server: version.to_string(), streams: streams.len() as u64 };
@@ -81,9 +86,16 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
         detail: json(&detail)?,
         uncovered,
         failed,
+        hint,
         notes,
         about,
     })
+}
+
+/// Each once.
+fn next_steps(hints: impl Iterator<Item = String>) -> Option<String> {
+    let different: BTreeSet<String> = hints.collect();
+    (!different.is_empty()).then(|| different.into_iter().collect::<Vec<_>>().join("; "))
 }
 
 /// Of a server that has no stream.
@@ -93,6 +105,7 @@ fn nothing(at: Timestamp, why: String) -> Captured {
         detail: Value::Null,
         uncovered: Vec::new(),
         failed: Vec::new(),
+        hint: None,
         notes: vec![why],
         about: Vec::new(),
         empty: true,
@@ -192,6 +205,10 @@ impl<'a> Run<'a> {
             }
             match outcome {
                 Ok(Some(taken)) => self.done().streams.push(taken),
+                Ok(None) if found.named => {
+                    let deleted = NatsError::Deleted { server: self.server.name(), stream: found.name.clone() };
+                    self.done().failures.push((found.name, deleted));
+                }
                 Ok(None) => {
                     let note =
                         format!("stream `{}` was deleted while the backup was made, and is not in it", found.name);
@@ -230,7 +247,7 @@ impl<'a> Run<'a> {
                 }
                 Err(SourceError::Nats(error)) => {
                     *connection = None;
-                    let Some(delay) = delays.next() else {
+                    let Some(delay) = delays.next().filter(|_| !error.is_permanent()) else {
                         if let NatsError::Unreachable { detail, .. } = &error {
                             self.done().gone.get_or_insert_with(|| detail.clone());
                         }

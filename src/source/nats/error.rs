@@ -111,6 +111,14 @@ pub enum NatsError {
         /// The name.
         stream: String,
     },
+    /// One that was there when the backup began is not any more.
+    #[error("stream `{stream}` of {server}, which the configuration names, was deleted while the backup was made")]
+    Deleted {
+        /// Host and port.
+        server: String,
+        /// The name.
+        stream: String,
+    },
     /// The server stopped sending.
     #[error("the snapshot of stream `{stream}` was given up: {server} sent nothing for {}", report::duration(*.waited))]
     Quiet {
@@ -202,6 +210,16 @@ impl NatsError {
         matches!(self, Self::Said { code: 10059 | 10014, .. })
     }
 
+    /// Will another try end in the same way?
+    pub(super) fn is_permanent(&self) -> bool {
+        match self {
+            // Other complaints may be about anything, such as too many connections.
+            Self::Denied { text, .. } => text.starts_with("Permissions Violation"),
+            Self::Login { .. } | Self::NoJetStream { .. } | Self::NotSupported { .. } => true,
+            _ => false,
+        }
+    }
+
     /// The next step.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -223,7 +241,7 @@ impl NatsError {
             Self::Silent { .. } => "the server's log says why; it may have been downgraded".into(),
             Self::Unsteady { .. } => "run it when fewer of them are made and deleted".into(),
             Self::NotSupported { .. } => "back this server up by other means for now".into(),
-            Self::NoStream { .. } => "correct `streams` of the source, or look why the stream is gone".into(),
+            Self::NoStream { .. } | Self::Deleted { .. } => "correct `streams` of the source, or look why the stream is gone".into(),
             Self::Ended { .. } => "look at the server's log, then run the backup again".into(),
             Self::TooSlow { .. } => {
                 "look at the store and the network to it; a larger `limits.memory_mib` does not help for long".into()

@@ -87,6 +87,17 @@ pub(super) struct Found {
     pub(super) bytes: u64,
     pub(super) messages: u64,
     pub(super) consumers: u64,
+    /// Is it configured by its name, not by a pattern?
+    pub(super) named: bool,
+}
+
+/// A stream that is asked for and cannot be captured.
+#[derive(Clone, Debug)]
+pub(super) struct Unavailable {
+    /// Which, and why.
+    pub(super) what: String,
+    /// The next step.
+    pub(super) hint: Option<String>,
 }
 
 /// What the configuration chooses among the streams of an account.
@@ -96,8 +107,8 @@ pub(super) struct Inventory {
     pub(super) chosen: Vec<Found>,
     /// What is left out, in words.
     pub(super) uncovered: Vec<String>,
-    /// What is asked for and cannot be captured, in words.
-    pub(super) failed: Vec<String>,
+    /// What is asked for and cannot be captured.
+    pub(super) failed: Vec<Unavailable>,
 }
 
 impl Inventory {
@@ -114,7 +125,8 @@ impl Inventory {
         }
         let (mut chosen, mut uncovered, mut failed) = (Vec::new(), Vec::new(), Vec::new());
         for name in listed.silent.iter().filter(|name| covered(name)) {
-            failed.push(format!("stream `{name}`: the server lists it, but cannot tell of it"));
+            let silent = NatsError::Silent { server: connection.server.clone(), what: format!("stream `{name}`") };
+            failed.push(Unavailable { what: silent.to_string(), hint: silent.hint() });
         }
         for (name, info) in &listed.streams {
             if !covered(name) {
@@ -125,15 +137,16 @@ impl Inventory {
                 let what =
                     format!("stream `{name}` is in memory, of which NATS {} takes no snapshot", connection.version);
                 if named(name) {
-                    failed.push(what)
+                    let hint = "leave the stream out of `streams`, or run NATS 2.15 or newer".to_owned();
+                    failed.push(Unavailable { what, hint: Some(hint) });
                 } else {
-                    uncovered.push(what)
+                    uncovered.push(what);
                 }
                 continue;
             }
             let number = |field: &str| info["state"][field].as_u64().unwrap_or_default();
             let (bytes, messages, consumers) = (number("bytes"), number("messages"), number("consumer_count"));
-            chosen.push(Found { name: name.clone(), bytes, messages, consumers });
+            chosen.push(Found { name: name.clone(), bytes, messages, consumers, named: named(name) });
         }
         chosen.sort_by(|a, b| (a.bytes, &a.name).cmp(&(b.bytes, &b.name)));
         Ok(Self { chosen, uncovered, failed })

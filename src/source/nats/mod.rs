@@ -65,9 +65,6 @@ impl NatsSource {
         for warning in inventory::warnings(connection.version) {
             add(Level::Warning, warning);
         }
-        for failed in inventory.failed {
-            add(Level::Problem, failed);
-        }
         for left_out in inventory.uncovered {
             add(Level::Warning, format!("not covered: {left_out}"));
         }
@@ -77,6 +74,8 @@ impl NatsSource {
             (report::count(sum(|s| s.messages), "message"), report::count(sum(|s| s.consumers), "consumer"));
         let level = if inventory.chosen.is_empty() { Level::Problem } else { Level::Ok };
         add(level, format!("{streams}, {messages} in {}, {consumers}", report::bytes(sum(|s| s.bytes))));
+        let problem = |inventory::Unavailable { what, hint }| Finding { level: Level::Problem, text: what, hint };
+        findings.extend(inventory.failed.into_iter().map(problem));
         Ok(())
     }
 }

@@ -250,7 +250,9 @@ fn steps(streams: &[Stored], target: &Target) -> Vec<String> {
         let list = if is_marked(&info["config"]) { &mut unfinished } else { &mut replaced };
         list.push(format!("`{}` ({messages})", stream.detail.name));
     }
-    if !replaced.is_empty() || !unfinished.is_empty() {
+    if !replaced.is_empty() {
+        steps.push("read the whole archive of every stream, and check it, before anything is deleted".to_owned());
+    } else if !unfinished.is_empty() {
         steps.push("read the whole archive of every stream that is replaced, and check it".to_owned());
     }
     if !unfinished.is_empty() {

@@ -118,21 +118,23 @@ impl NatsRestore {
         Ok(restored)
     }
 
-    /// What is in the way. What replaces it is read first, all of it: there is no way back.
+    /// What is in the way. Where something is replaced, every archive is read first, all of it: there is no way back.
     async fn look_again(&self) -> Result<Vec<String>, SourceError> {
         let connection = self.server.connect().await?;
-        let mut there = Vec::new();
+        let (mut there, mut replaces) = (Vec::new(), false);
         for stream in &self.streams {
             let name = &stream.detail.name;
             let Some(info) = connection.stream(name, &Value::Null).await? else { continue };
-            if !self.overwrite && !is_marked(&info["config"]) {
+            let whole = !is_marked(&info["config"]);
+            if whole && !self.overwrite {
                 let what = format!("{} holds a stream `{name}` since it was looked at", connection.server);
                 let hint = "stop whatever makes it".to_owned();
                 return Err(SourceError::Refused { refusals: vec![Refusal { what, hint }] });
             }
             there.push(name.clone());
+            replaces |= whole;
         }
-        for stream in self.streams.iter().filter(|stream| there.contains(&stream.detail.name)) {
+        for stream in self.streams.iter().filter(|stream| replaces || there.contains(&stream.detail.name)) {
             self.snapshot.progress().set_phase(format!("reading the archive of stream `{}`", stream.detail.name));
             compare::read(&self.snapshot, stream).await?;
         }

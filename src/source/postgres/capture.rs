@@ -332,6 +332,7 @@ impl PostgresCapture {
             detail,
             uncovered: self.uncovered,
             failed: Vec::new(),
+            hint: None,
             notes: Vec::new(),
             about: Vec::new(),
             empty,

@@ -95,6 +95,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
         detail,
         uncovered: Vec::new(),
         failed: Vec::new(),
+        hint: None,
         notes: described.notes,
         about,
         empty: described.empty,

@@ -1,7 +1,12 @@
 //! NATS servers: backed up while they are used, restored stream by stream, and every failure said.
 
+mod busy;
+mod failures;
+mod proof;
+mod restore;
 mod roundtrip;
 mod servers;
+mod wire;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -7,6 +7,7 @@
 #![allow(unreachable_pub, reason = "nothing outside this test binary can reach anything in it")]
 
 pub mod binary;
+pub mod forge;
 pub mod library;
 pub mod mode;
 pub mod nats;

@@ -178,11 +178,7 @@ fn the_pieces_that_an_archive_comes_in_do_not_matter() {
 #[test]
 fn what_is_damaged_on_the_disk_of_the_server_is_noticed() {
     for (name, stream, what) in [
-        (
-            "2.9-lost",
-            "lost",
-            "the server says that the archive is not whole: Could not read message block [1]: open ",
-        ),
+        ("2.9-lost", "lost", "the server says that the archive is not whole: Could not read message block [1]: open "),
         ("2.12-short", "short", "in `msgs/1.blk`: a record of 44 bytes in a block that has 12 more"),
         ("2.9-rotten", "rotten", "in `msgs/1.blk`: the checksum of the record with sequence 4 does not hold"),
         ("2.12-rotten", "rotten", "in `msgs/1.blk`: the checksum of the record with sequence 4 does not hold"),
