@@ -1,7 +1,9 @@
 //! NATS servers: backed up while they are used, restored stream by stream, and every failure said.
 
 mod busy;
+mod by_hand;
 mod failures;
+mod permissions;
 mod proof;
 mod restore;
 mod roundtrip;
