@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
-    archive::{self, ArchiveError, ArchivedConsumer, Message, Visitor, Walked},
+    archive::{self, ArchiveError, ArchivedConsumer, ConsumerState, Delivered, Message, Visitor, Walked},
     error::NatsError,
     inventory::Deleted,
     plan::{Stored, artifact, number},
@@ -105,6 +105,11 @@ impl Archived {
     /// What the stream must hold.
     fn expected(&self) -> &Counted {
         self.live.as_ref().unwrap_or(&self.all)
+    }
+
+    /// The first message's sequence that the stream must hold, if it must hold any.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.expected().counts.first.map(|first| first.seq)
     }
 
     /// The last message's sequence; 0 where there is none.
@@ -292,6 +297,27 @@ pub(super) async fn stream(
         }
     }
     Ok(verdict)
+}
+
+/// Has a server forgotten where a consumer was, and lets it begin at the `first` message of the stream?
+///
+/// 2.15 does where the acknowledgement floor is before that, as in a work queue with several consumers: it makes the consumer first,
+/// which puts it there, and takes the archive's state for an older one (`RestoreStreamV2`, `consumerFileStore.Update` of 2.15.1). No message
+/// is passed over by it.
+pub(super) fn begins_again(was: &ConsumerState, is: &ConsumerState, first: Option<u64>) -> bool {
+    let floor = is.ack_floor.stream;
+    let anew = is.delivered == Delivered { consumer: 0, stream: floor } && is.ack_floor.consumer == 0 && is.pending == 0;
+    anew && was.ack_floor.stream < floor && first.is_none_or(|first| floor < first)
+}
+
+/// The same in words; none where nothing was delivered to it yet.
+pub(super) fn began_again(consumer: &str, was: &ConsumerState) -> Option<String> {
+    (was.delivered.consumer > 0).then(|| {
+        format!(
+            "consumer `{consumer}` begins again at the first message: the server forgets where one was when messages right behind its \
+             acknowledgement floor are gone, and what it was given from there on is delivered again"
+        )
+    })
 }
 
 /// A difference in words, subject by subject.

@@ -19,8 +19,10 @@ use super::{
 };
 use crate::source::SourceError;
 
-/// Plaintext of one chunk, in bytes.
+/// Plaintext of one chunk, in bytes, where the server takes messages of that length.
 const PLAIN: usize = 64 * 1024;
+/// What a chunk may have beside it: the stream's identifier, and of a block its kind, length and checksum.
+const FRAME: usize = 10 + 1 + 3 + 4;
 /// Chunks that wait for their answer. More than 16 win nothing (research B2).
 const IN_FLIGHT: usize = 32;
 /// A server that has something to read is kept waiting for no longer than this.
@@ -80,6 +82,8 @@ impl<'a> Load<'a> {
     ) -> Result<Value, SourceError> {
         let mut pieces = std::pin::pin!(pieces);
         let mut encoder = Encoder::new();
+        // A longer message than its `max_payload` ends the connection.
+        let length = self.connection.client.max_payload().saturating_sub(FRAME).clamp(1, PLAIN);
         loop {
             let piece = tokio::select! {
                 biased;
@@ -96,7 +100,7 @@ impl<'a> Load<'a> {
                 }
             };
             let Some(piece) = piece else { break };
-            for plain in piece?.as_ref().chunks(PLAIN) {
+            for plain in piece?.as_ref().chunks(length) {
                 let chunk = Bytes::from(encoder.encode(plain));
                 let before = std::mem::replace(&mut self.held, chunk);
                 self.publish(before).await?;

@@ -1,7 +1,5 @@
 //! What a restore would do to a target, and why it must not.
 
-use std::collections::BTreeSet;
-
 use serde_json::Value;
 
 use super::{
@@ -147,9 +145,10 @@ fn refusals(source: Version, streams: &[Stored], target: &Target, request: &Rest
             "`--overwrite` deletes exactly the streams that are restored; `--target` names another server",
         );
     }
-    let ours: BTreeSet<&str> = streams.iter().map(|stream| stream.detail.name.as_str()).collect();
-    for (other, info) in target.streams.iter().filter(|(name, _)| !ours.contains(name.as_str())) {
-        for stream in streams {
+    for (other, info) in &target.streams {
+        // One that is replaced is in the way of what is restored before.
+        let until = streams.iter().position(|stream| stream.detail.name == *other).unwrap_or(streams.len());
+        for stream in &streams[..until] {
             if let Some((mine, theirs)) = overlap(&stream.detail.config, &info["config"]) {
                 refuse(
                     format!(

@@ -243,7 +243,7 @@ impl One<'_> {
             config["sealed"] = false.into();
         }
         let archived = load(self.connection, snapshot, self.stream, &config, || done.begun = true).await?;
-        self.make_missing_consumers(notes).await?;
+        self.consumers(&archived, notes).await?;
         snapshot.progress().set_phase(format!("comparing stream `{name}`"));
         // What was published since then is not ours to compare.
         let last = archived.last();
@@ -277,10 +277,16 @@ impl One<'_> {
         Ok(Compared::Inconclusive)
     }
 
-    /// Consumers that were listed and did not come with the archive.
-    async fn make_missing_consumers(&self, notes: &mut Vec<String>) -> Result<(), NatsError> {
+    /// Makes consumers that were listed and did not come with the archive, and says which the server lets begin again.
+    async fn consumers(&self, archived: &Archived, notes: &mut Vec<String>) -> Result<(), NatsError> {
         let detail = &self.stream.detail;
         let there = self.connection.consumers(&detail.name).await?;
+        for (name, info) in there.iter().filter(|(_, info)| number(&info["delivered"], "consumer_seq") == 0) {
+            let was = archived.consumers.get(name).and_then(|consumer| consumer.state);
+            let floor = number(&info["ack_floor"], "stream_seq");
+            let again = was.filter(|was| was.ack_floor.stream < floor).and_then(|was| compare::began_again(name, &was));
+            notes.extend(again.map(|again| format!("stream `{}`: {again}", detail.name)));
+        }
         for consumer in &detail.consumers {
             let Some(name) = consumer["name"].as_str() else { continue };
             if there.iter().any(|(there, _)| there == name) {

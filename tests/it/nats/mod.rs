@@ -2,7 +2,9 @@
 
 mod busy;
 mod by_hand;
+mod corruption;
 mod failures;
+mod kill;
 mod permissions;
 mod proof;
 mod restore;

@@ -34,6 +34,8 @@ pub(super) enum Fate {
     Pass,
     /// These go on in its place, each as a chunk. An empty one would be the end.
     Instead(Vec<Vec<u8>>),
+    /// These go on as chunks, and it behind them.
+    Before(Vec<Vec<u8>>),
     /// The connection is closed.
     Cut,
 }
@@ -53,6 +55,10 @@ pub(super) fn chunks(
             match decide(&chunk) {
                 Fate::Pass => out.extend(message.bytes),
                 Fate::Instead(payloads) => payloads.iter().for_each(|payload| out.extend(message.with(payload))),
+                Fate::Before(payloads) => {
+                    payloads.iter().for_each(|payload| out.extend(message.with(payload)));
+                    out.extend(message.bytes);
+                }
                 Fate::Cut => return vec![Step::Send(out), Step::Cut],
             }
         }
@@ -85,10 +91,11 @@ struct Message {
 }
 
 impl Message {
-    /// The same with another payload. Only for messages without headers.
+    /// The same with another payload, and without headers.
     fn with(&self, payload: &[u8]) -> Vec<u8> {
-        assert_eq!(self.headers, 0, "a chunk has no headers");
-        [format!("{} {}\r\n", self.words.join(" "), payload.len()).as_bytes(), payload, b"\r\n"].concat()
+        let words = self.words.join(" ");
+        let head = format!("{} {}\r\n", words.strip_prefix('H').unwrap_or(&words), payload.len());
+        [head.as_bytes(), payload, b"\r\n"].concat()
     }
 }
 
