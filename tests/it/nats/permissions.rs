@@ -69,11 +69,19 @@ fn the_documented_users_back_up_and_restore() {
         source.fill("altlas", 200, 1);
         // More than is sent without an acknowledgement.
         source.fill("large", 1500, 1);
+        // One that archives of files do not hold: it is asked for, and made again.
+        let config = json!({ "durable_name": "in-memory", "ack_policy": "explicit", "mem_storage": true });
+        source.ask(
+            "CONSUMER.DURABLE.CREATE.LAST_FILES.in-memory",
+            &json!({ "stream_name": "LAST_FILES", "config": config }),
+        );
         let workspace = workspace_as(&source, "reader");
         let doctor = workspace.run(&["doctor"]).ok();
         assert!(doctor.stdout.contains("as user `reader`"), "{}", doctor.text());
         super::back_up(&workspace);
-        restore_at(&workspace, &url_as(&target, "writer"), &target, &[]).ok();
+        let restored = restore_at(&workspace, &url_as(&target, "writer"), &target, &[]).ok();
+        let made_again = restored.stdout.contains("consumer `in-memory` of stream `LAST_FILES` was made again");
+        assert_eq!(made_again, version == NatsVersion::V29, "{}", restored.text());
         source.digest(&["--messages"]).assert_same(&target.digest(&["--messages"]));
         target.publish("last.files.new", b"another");
         restore_at(&workspace, &url_as(&target, "writer"), &target, &["--overwrite"]).ok();
