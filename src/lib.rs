@@ -1,4 +1,4 @@
-//! Backs up PostgreSQL and Redis to S3-compatible storage and proves that what it stored can be restored.
+//! Backs up PostgreSQL, Redis and NATS JetStream to S3-compatible storage and proves that what it stored can be restored.
 //!
 //! Dependencies point downwards: [`cli`] → [`operation`] → [`source`], [`repository`], [`pipeline`] → [`store`]. A source and a
 //! repository never meet but in an operation, through the pipeline.

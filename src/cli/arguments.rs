@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{operation::VerifyLevel, repository::Selector};
 
-/// Backs up PostgreSQL and Redis to S3-compatible storage and proves that what it stored can be restored.
+/// Backs up PostgreSQL, Redis and NATS JetStream to S3-compatible storage and proves that what it stored can be restored.
 #[derive(Debug, Parser)]
 #[command(name = "altlas-backup", version, max_term_width = 120, propagate_version = true)]
 pub(super) struct Arguments {
@@ -120,7 +120,7 @@ pub(super) struct Restore {
     /// Carry out the plan without asking
     #[arg(long)]
     pub(super) yes: bool,
-    /// Replace what is there: PostgreSQL's old databases are kept under another name, Redis' are flushed
+    /// Replace what is there: PostgreSQL's old databases are kept under another name, Redis' are flushed, NATS' streams are deleted
     #[arg(long)]
     pub(super) overwrite: bool,
 }

@@ -9,12 +9,13 @@ use crate::support::{
     workspace::Workspace,
 };
 
-/// The first block of shell commands below this heading of the README.
-fn commands_under(heading: &str) -> String {
+/// The blocks of shell commands in this chapter of the README, in their order.
+pub(crate) fn blocks_under(heading: &str) -> Vec<String> {
     let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let below = readme.split_once(heading).unwrap_or_else(|| panic!("the README has no `{heading}`")).1;
-    let block = below.split_once("```sh\n").unwrap().1;
-    block.split_once("```").unwrap().0.to_owned()
+    let below =
+        readme.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("the README has no `{heading}`")).1;
+    let chapter = below.split_once("\n## ").unwrap().0;
+    chapter.split("```sh\n").skip(1).map(|block| block.split_once("```").unwrap().0.to_owned()).collect()
 }
 
 #[test]
@@ -49,7 +50,8 @@ fn restores_a_table(workspace: Workspace, identity: &Path) {
     let target = Postgres::start(Major::V15);
     target.psql("postgres", "CREATE ROLE altlas; CREATE ROLE altlas_reader");
     target.psql("postgres", "CREATE DATABASE altlas OWNER altlas");
-    let script = format!("set -euo pipefail\n{}", commands_under("## Restore by hand"));
+    // The commands that open a repository, and PostgreSQL's.
+    let script = format!("set -euo pipefail\n{}", blocks_under("## Restore by hand")[..2].join("\n"));
     let output = Command::new("bash")
         .arg("-c")
         .arg(&script)

@@ -197,11 +197,8 @@ fn assert_the_bars_hold(shown: &Value, source: &Three, restored: &Three) {
     let next = source.messages.ask(&format!("STREAM.MSG.GET.{ORDERS}"), &json!({ "seq": last + 1 }));
     let next: Timestamp = next["message"]["time"].as_str().unwrap().parse().unwrap();
     assert!(next >= when.earliest(), "message {} is of {next}, and the cut of {when:?}", last + 1);
-    // Archives of files are read one after the other, and may hold what came later.
-    if source.messages.version() >= NatsVersion::V215 {
-        let last: Timestamp = restored.messages.info(ORDERS)["state"]["last_ts"].as_str().unwrap().parse().unwrap();
-        assert!(last <= when.latest(), "the last message is of {last}, and the cut of {when:?}");
-    }
+    let last: Timestamp = restored.messages.info(ORDERS)["state"]["last_ts"].as_str().unwrap().parse().unwrap();
+    assert!(last <= when.latest(), "the last message is of {last}, and the cut of {when:?}");
 }
 
 /// Backs three servers up while they are written to, so many times, and restores each backup.
@@ -242,6 +239,38 @@ fn twenty_backups_break_nothing() {
 #[test]
 fn backups_with_an_old_nats_break_nothing() {
     nothing_is_broken(NatsVersion::V29, 3);
+}
+
+/// An archive of files is read one after the other, and holds what comes meanwhile: what follows it waits until it was read.
+#[test]
+fn a_long_transfer_of_an_old_nats_breaks_nothing() {
+    const MESSAGES: usize = 1500;
+    let (source, target) = (Three::start(NatsVersion::V29), Three::start(NatsVersion::V29));
+    let writer = source.write();
+    let mut connection = source.messages.connection();
+    // Of the first order, which there is.
+    for _ in 0..MESSAGES {
+        let noise: String = (0..1000).map(|_| format!("{:016x}", rand::random::<u64>())).collect();
+        let message = format!("{{\"id\":1,\"note\":\"{noise}\"}}");
+        connection.publish("orders.placed", None, message.as_bytes()).unwrap();
+    }
+    wait_for("the long messages", SOON, || (source.messages.messages(ORDERS) >= MESSAGES as u64).then_some(()));
+    let mut workspace = source.workspace(Mode::Clear, "orders");
+    let proxy = TcpProxy::start(SocketAddr::from(([127, 0, 0, 1], source.messages.port())));
+    proxy.on_bytes(|way, _, bytes| match way {
+        Way::Up => vec![Step::Send(bytes)],
+        Way::Down => vec![Step::Wait(Duration::from_millis(3)), Step::Send(bytes)],
+    });
+    workspace.set("source.2.url", format!("nats://{}@127.0.0.1:{}", source.messages.user(), proxy.port()));
+    let shown = back_up(&workspace);
+    let last = source.messages.messages(ORDERS);
+    wait_for("more orders", SOON, || (source.messages.messages(ORDERS) > last + 10).then_some(()));
+    writer.finish();
+    assert_cut_in_order(&workspace, &shown, ["messages", "cache", "database"]);
+    target.restore(&workspace, id(&shown), ALL, &["--yes"]).ok();
+    let found = target.broken();
+    assert_eq!((&found["redis_broken"], &found["stream_broken"]), (&json!(0), &json!(0)), "{found}\n{shown}");
+    assert_the_bars_hold(&shown, &source, &target);
 }
 
 /// The same with the database first: or the count above could not fail.

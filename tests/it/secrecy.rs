@@ -1,6 +1,7 @@
 //! Nothing that is said or stored in clear tells what a database holds, or a secret: not an object of an encrypted repository,
 //! not its name, not an output or log of any run, not an argument or the environment of a child, not a file left behind.
 
+mod nats;
 mod redis;
 mod search;
 

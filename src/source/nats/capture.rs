@@ -279,7 +279,8 @@ impl<'a> Run<'a> {
             Err(error) if error.is_not_found() => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        if !std::mem::replace(is_fixed, true) {
+        // What follows waits for an archive of files to its end: it holds messages that come while the server reads it.
+        if connection.version.sends_records() && !std::mem::replace(is_fixed, true) {
             self.one_is_fixed();
         }
         let attempt = Attempt { connection, name, snapshot, into: self.into };
@@ -307,7 +308,7 @@ impl Attempt<'_> {
     /// All of it; none where the stream is there no more, and what was deleted in it cannot be known.
     async fn transfer(self, mut writer: ArtifactWriter<'_>) -> Result<Option<Taken>, SourceError> {
         let Self { connection, name, snapshot, into } = self;
-        let cut = Cut::between(snapshot.asked, snapshot.answered, Value::Null);
+        let (asked, answered) = (snapshot.asked, snapshot.answered);
         let (mut config, state) = (snapshot.answer["config"].clone(), snapshot.answer["state"].clone());
         config["name"] = name.into();
         let ((to, chunks), (pass, mut passed)) = (mpsc::channel(BETWEEN), mpsc::channel(BETWEEN));
@@ -323,12 +324,20 @@ impl Attempt<'_> {
             drop(passed);
             Ok::<_, SourceError>(())
         };
-        let passing = async { Ok(snapshot.pass(connection, to).await?) };
+        let passing = async {
+            snapshot.pass(connection, to).await?;
+            Ok(Timestamp::now())
+        };
         let listing = async { Ok(connection.consumers(name).await?) };
         // Whichever fails first is the cause, and the others are dropped: they may wait for a store that stalls.
-        let ((), (), consumers) = tokio::try_join!(writing, passing, listing)?;
+        let ((), received, consumers) = tokio::try_join!(writing, passing, listing)?;
         let archive = |error| NatsError::Archive { stream: name.to_owned(), error };
         let walked = walking.await.map_err(|_| PipelineError::Stopped)?.map_err(archive)?;
+        let until = match walked.format {
+            archive::Format::Blocks => received,
+            archive::Format::Records => answered,
+        };
+        let cut = Cut::between(asked, until, Value::Null);
         let mut content = walked.visitor;
         let archived = std::mem::take(&mut content.consumers);
         let (counted, _) = content.counted();

@@ -36,7 +36,8 @@ pub(super) struct StreamDetail {
     pub(super) consumers: Vec<Value>,
     /// Names of consumers that were listed and are not in the archive.
     pub(super) absent: Vec<String>,
-    /// When its snapshot was taken.
+    /// When its snapshot was taken. In archives of format 1 this is the middle of the time in which it was read, for they hold what came
+    /// meanwhile.
     pub(super) cut_at: Timestamp,
     /// How far off that may be.
     pub(super) cut_error_seconds: f64,

@@ -1,9 +1,11 @@
 //! NATS servers: backed up while they are used, restored stream by stream, and every failure said.
 
 mod busy;
+mod by_hand;
 mod corruption;
 mod failures;
 mod kill;
+mod permissions;
 mod proof;
 mod restore;
 mod roundtrip;

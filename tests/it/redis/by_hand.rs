@@ -3,25 +3,17 @@
 use std::{fs, process::Command};
 
 use super::{DISKLESS, MARGIN, TARGET, back_up, initialised};
-use crate::support::{
-    mode::{Mode, in_both_modes},
-    redis::{Redis, RedisVersion, ms_from_now},
+use crate::{
+    by_hand::blocks_under,
+    support::{
+        mode::{Mode, in_both_modes},
+        redis::{Redis, RedisVersion, ms_from_now},
+    },
 };
 
 in_both_modes! {
     the_parts_in_order_are_the_file_that_a_server_loads,
 }
-
-/// As a person does it; the README shows it for PostgreSQL.
-const BY_HAND: &str = r#"
-backup=$(ls backups | tail -n 1)
-manifest=$(ls "backups/$backup"/cache.manifest.json.zst*)
-suffix=${manifest#*.zst}
-open() { case "$1" in *.age) age -d -i "$identity" "$1" ;; *) cat "$1" ;; esac | zstd -dcq; }
-open "$manifest" | jq -r --arg suffix "$suffix" '.epoch as $epoch | .artifacts[] | select(.path == "dump.rdb")
-    | .parts[].name | "epochs/\($epoch)/parts/\(.[0:2])/\(.).zst\($suffix)"' |
-    while read -r part; do open "$part"; done >"$file"
-"#;
 
 fn the_parts_in_order_are_the_file_that_a_server_loads(mode: Mode) {
     let source = Redis::start_with(RedisVersion::V70, DISKLESS);
@@ -33,12 +25,13 @@ fn the_parts_in_order_are_the_file_that_a_server_loads(mode: Mode) {
         report["parts"].as_u64().unwrap() > 3,
         "in more than one part, or their order would not be tried: {report}"
     );
-    let file = workspace.path("by-hand.rdb");
+    let blocks = blocks_under("## Restore by hand");
+    let file = workspace.repository_folder().join("dump.rdb");
     let output = Command::new("bash")
-        .args(["-c", &format!("set -euo pipefail{BY_HAND}")])
+        .args(["-c", &format!("set -euo pipefail\n{}\n{}", blocks[0], blocks[2])])
         .current_dir(workspace.repository_folder())
         .env("identity", workspace.identity_file())
-        .env("file", &file)
+        .env("source", "cache")
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

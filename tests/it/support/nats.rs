@@ -599,6 +599,12 @@ impl Connection {
         self.send(&[head.as_bytes(), payload, b"\r\n"].concat())
     }
 
+    /// Sends a message with a header: `NATS/1.0`, lines and an empty one.
+    pub fn publish_with_header(&mut self, subject: &str, header: &[u8], payload: &[u8]) -> io::Result<()> {
+        let head = format!("HPUB {subject} {} {}\r\n", header.len(), header.len() + payload.len());
+        self.send(&[head.as_bytes(), header, payload, b"\r\n"].concat())
+    }
+
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.reader.get_mut().write_all(bytes)
     }
