@@ -5,6 +5,7 @@ mod failures;
 mod kill;
 mod roundtrip;
 mod servers;
+mod stalls;
 mod wire;
 
 use std::{net::SocketAddr, time::Duration};
