@@ -55,6 +55,11 @@ impl Version {
         self >= Self::new(2, 10, 12)
     }
 
+    /// Does it wait for them for five seconds, not for two (research B1)?
+    pub(super) fn waits_for_five_seconds(self) -> bool {
+        self >= Self::new(2, 12, 5)
+    }
+
     /// Can messages be removed from a stream while a snapshot of it runs? Where not, a work queue keeps what was acknowledged
     /// meanwhile (research, part 0, 6).
     pub(super) fn removes_during_a_snapshot(self) -> bool {

@@ -2,8 +2,8 @@
 //!
 //! The server sends chunks as long as fewer than 8 MiB of them are unacknowledged, and gives a snapshot up when none was acknowledged
 //! for five seconds (two, in some versions). So a chunk is acknowledged when it goes on to the decoder, and while nothing goes on, one
-//! a second is: that keeps the snapshot alive while a store stalls, and lets one more chunk a second in. [`WINDOW`] has room for
-//! both. Servers before 2.10.12 wait for no one: they send a chunk every 10 ms, so theirs are small.
+//! a second is (two small ones where the server waits for two seconds only): that keeps the snapshot alive while a store stalls, and lets as
+//! much in. [`window`] has room for both. Servers before 2.10.12 wait for no one: they send a chunk every 10 ms, so theirs are small.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -23,14 +23,24 @@ use crate::pipeline::MOST_WINDOW;
 /// What a server may send unacknowledged: 8 MiB in all versions, unless it is asked for another number, which those before 2.12.5 do
 /// not know and some refuse.
 const UNACKNOWLEDGED: u64 = 8 * 1024 * 1024;
-/// A chunk, of a server that waits for acknowledgements. Larger ones are not faster.
-const CHUNK: u64 = 64 * 1024;
+/// Of a server that waits for five seconds: bytes of a chunk, of which larger ones are not faster; and the time in which one
+/// acknowledgement keeps a stalled snapshot alive.
+const PATIENT: (u64, Duration) = (64 * 1024, Duration::from_secs(1));
+/// Of one that waits for two seconds, of which a busy machine may take one.
+const IMPATIENT: (u64, Duration) = (32 * 1024, Duration::from_millis(500));
 /// A chunk, of one that sends a hundred a second whatever we do.
 const SMALL_CHUNK: u64 = 4 * 1024;
-/// A stalled snapshot is kept alive by one acknowledgement in this time.
-const TRICKLE: Duration = Duration::from_secs(1);
 /// A server that sends nothing for so long sends nothing any more: one that is killed, or whose stream is deleted, says nothing.
 const QUIET: Duration = Duration::from_secs(15);
+
+/// Bytes of a chunk, and how often one is acknowledged while nothing goes on.
+fn pace(version: Version) -> (u64, Duration) {
+    match (version.waits_for_acknowledgements(), version.waits_for_five_seconds()) {
+        (true, true) => PATIENT,
+        (true, false) => IMPATIENT,
+        (false, _) => (SMALL_CHUNK, PATIENT.1),
+    }
+}
 
 /// Memory for chunks that a server may send at any time, in bytes.
 pub(super) fn window(version: Version) -> u64 {
@@ -67,7 +77,7 @@ impl Snapshot {
         let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.clone() };
         let chunks = connection.client.subscribe(inbox.clone()).await.map_err(lost)?;
         // Nobody sends to whom nobody listens; what is sent on one connection is read in order, so the server knows when it is asked.
-        let chunk = if connection.version.waits_for_acknowledgements() { CHUNK } else { SMALL_CHUNK };
+        let (chunk, _) = pace(connection.version);
         let body = json!({"deliver_subject": inbox, "no_consumers": !consumers, "chunk_size": chunk});
         let asked = Timestamp::now();
         let answer = connection.ask(&what, &format!("STREAM.SNAPSHOT.{stream}"), &body).await?;
@@ -78,7 +88,7 @@ impl Snapshot {
     ///
     /// Ends early, and well, when nobody takes chunks any more.
     pub(super) async fn pass(self, connection: &Connection, to: mpsc::Sender<Bytes>) -> Result<(), NatsError> {
-        let room = window(connection.version);
+        let (room, (_, trickle)) = (window(connection.version), pace(connection.version));
         let what = format!("taking a snapshot of stream `{}`", self.stream);
         let mut passing = Passing { queue: VecDeque::new(), waiting: 0, connection, what };
         let (mut chunks, stream, server) = (self.chunks, self.stream, connection.server.clone());
@@ -107,7 +117,7 @@ impl Snapshot {
                         return Err(NatsError::TooSlow { server, stream, waiting: passing.waiting });
                     }
                 }
-                () = tokio::time::sleep_until(acknowledged + TRICKLE), if stalled => {
+                () = tokio::time::sleep_until(acknowledged + trickle), if stalled => {
                     passing.trickle().await?;
                     acknowledged = Instant::now();
                 }

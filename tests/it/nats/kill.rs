@@ -123,7 +123,7 @@ fn moment(number: usize, all: u64, random: &mut StdRng) -> u64 {
 fn by_stream(digest: &NatsDigest) -> BTreeMap<String, String> {
     let mut streams: BTreeMap<String, String> = BTreeMap::new();
     let mut name = String::new();
-    for line in digest.text().lines() {
+    for line in digest.text().lines().filter(|line| !line.is_empty()) {
         if let Some(next) = line.strip_prefix("stream ") {
             name = next.to_owned();
         }
@@ -196,6 +196,7 @@ fn interrupted_captures(version: NatsVersion, what: What, random: &mut StdRng) {
     let (mut complete, mut partial, mut failed) = (0, 0, 0);
     for number in 0..moments() {
         let at = moment(number, all, random);
+        wait_for("the server", SOON, || server.try_connection().ok());
         let gate = Gate::at(&proxy, at);
         let mut running = workspace.run(&["--json", "backup"]).deadline(SOON * 3).spawn();
         let happened = gate.act(&mut running, || happen(what, &mut server, &proxy));

@@ -10,6 +10,7 @@ mod proof;
 mod restore;
 mod roundtrip;
 mod servers;
+mod stalls;
 mod wire;
 
 use std::{net::SocketAddr, time::Duration};

@@ -126,6 +126,12 @@ impl TcpProxy {
         (self.state.bytes_up.load(Ordering::SeqCst), self.state.bytes_down.load(Ordering::SeqCst))
     }
 
+    /// Tells bytes so far, to the server or from it, from anywhere.
+    pub fn counter(&self, up: bool) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let state = Arc::clone(&self.state);
+        move || if up { &state.bytes_up } else { &state.bytes_down }.load(Ordering::SeqCst)
+    }
+
     /// Holds the first byte of the `number`-th connection (from 1) back until `callback` has run.
     pub fn before_connection(&self, number: u64, callback: impl FnOnce() + Send + 'static) {
         lock(&self.state.callbacks).insert(number, Box::new(callback));

@@ -1,0 +1,198 @@
+//! A store that takes or gives nothing for a while, with a stream on its way.
+//!
+//! With `ALTLAS_TORTURE` set there are two more: a store that never comes back, in a capture and in a restore.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use rand::RngCore;
+use serde_json::json;
+
+use super::{SOON, before, restore};
+use crate::{
+    failures::assert_nothing_recorded,
+    support::{
+        binary::Output,
+        mode::Mode,
+        nats::{Nats, NatsVersion},
+        proxy::{Action, HttpProxy, Seen, TcpProxy},
+        s3::{BlockingS3, S3Kind},
+        workspace::Workspace,
+    },
+};
+
+/// Longer than any server waits: two seconds in some versions, five in the others.
+const STALL: Duration = Duration::from_secs(15);
+/// Messages of the stream, and bytes of each, which do not compress: more than everything on the way can hold.
+const MESSAGES: usize = 8400;
+const MESSAGE: usize = 16_000;
+/// The memory budget for data under way, in MiB.
+const BUDGET: i64 = 96;
+/// What a run may take, in bytes: the budget, and half of the default one for everything else: the program, compressors, what the system
+/// has read from connections. The aim of 192 MiB for the default budget of 128 is the same sum.
+const BOUND: u64 = (96 + 64) * 1024 * 1024;
+
+/// A source whose stream is larger than everything on the way can hold, and a repository behind a proxy.
+struct Stalling {
+    source: Nats,
+    before: TcpProxy,
+    s3: BlockingS3,
+    proxy: HttpProxy,
+    workspace: Workspace,
+}
+
+/// What was seen of a stall.
+#[derive(Clone, Default)]
+struct Stall {
+    /// Requests that were held back.
+    held: Arc<AtomicU64>,
+    /// Bytes that had passed between us and the NATS server when it was over.
+    passed: Arc<AtomicU64>,
+}
+
+impl Stalling {
+    fn start(version: NatsVersion) -> Self {
+        let source = Nats::start(version);
+        source.ask("STREAM.CREATE.LARGE", &json!({ "name": "LARGE", "subjects": ["large"] }));
+        let (mut connection, mut payload) = (source.connection(), vec![0; MESSAGE]);
+        for _ in 0..MESSAGES {
+            rand::rng().fill_bytes(&mut payload);
+            assert_eq!(connection.request("large", &payload).unwrap().status, None);
+        }
+        let s3 = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
+        let proxy = HttpProxy::start(s3.address());
+        let before = before(&source);
+        let url = format!("nats://{}@127.0.0.1:{}", source.user(), before.port());
+        let mut workspace = Workspace::s3(&s3.place("backups", "stalls")).mode(Mode::Clear);
+        workspace = workspace.nats_as("messages", &url, &source.password_file());
+        workspace.set("repository.s3.endpoint", proxy.endpoint());
+        workspace.set("limits.memory_mib", BUDGET);
+        workspace.run(&["init"]).ok();
+        Self { source, before, s3, proxy, workspace }
+    }
+
+    /// From the third part on, everything that is written or read waits until so much time is over.
+    fn hook(&self, time: Duration, nats: &TcpProxy, up: bool) -> (Stall, impl Fn(&Seen) -> Action + Send + Sync + 'static) {
+        let (until, parts, stall) = (Mutex::new(None), AtomicU64::new(0), Stall::default());
+        let (seen, passing) = (stall.clone(), nats.counter(up));
+        let hook = move |request: &Seen| {
+            let of_part = request.path.contains("/parts/") && !request.path.contains("list-type");
+            if !of_part || parts.fetch_add(1, Ordering::SeqCst) < 2 {
+                return Action::Pass;
+            }
+            let until: Instant = *until.lock().unwrap().get_or_insert_with(|| Instant::now() + time);
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                seen.held.fetch_add(1, Ordering::SeqCst);
+                std::thread::sleep(left);
+                seen.passed.fetch_max(passing(), Ordering::SeqCst);
+            }
+            Action::Pass
+        };
+        (stall, hook)
+    }
+
+    fn total() -> u64 {
+        (MESSAGES * MESSAGE) as u64
+    }
+
+    /// The stall was in the middle: something had come, and some was still to come.
+    #[track_caller]
+    fn assert_in_the_middle(stall: &Stall, about: &str) {
+        let (held, passed) = (stall.held.load(Ordering::SeqCst), stall.passed.load(Ordering::SeqCst));
+        println!("{about}: {held} requests held back; {} of {} MB had passed", passed / 1_000_000, Self::total() / 1_000_000);
+        assert!(held > 0, "{about}: nothing was held back");
+        assert!((1_000_000..Self::total() * 19 / 20).contains(&passed), "{about}: {passed} bytes had passed");
+    }
+}
+
+#[track_caller]
+fn assert_bounded(output: &Output, about: &str) {
+    println!("{about}: {} MiB at most", output.peak_memory >> 20);
+    assert!((1..BOUND).contains(&output.peak_memory), "{about}: {} bytes", output.peak_memory);
+}
+
+/// The newest version, and the one that waits for two seconds only, survive both.
+#[test]
+fn fifteen_seconds() {
+    std::thread::scope(|scope| {
+        for version in [NatsVersion::V29, NatsVersion::V210, NatsVersion::V215] {
+            scope.spawn(move || stalled(version));
+        }
+    });
+}
+
+fn stalled(version: NatsVersion) {
+    let stalling = Stalling::start(version);
+    let workspace = &stalling.workspace;
+    let (stall, hook) = stalling.hook(STALL, &stalling.before, false);
+    stalling.proxy.before_write(hook);
+    let output = workspace.run(&["--json", "backup"]).deadline(SOON * 3).output();
+    stalling.proxy.reset();
+    let about = format!("{} while captured", version.number());
+    println!("{about}: {}", output.stderr);
+    Stalling::assert_in_the_middle(&stall, &about);
+    assert_bounded(&output, &about);
+    if version == NatsVersion::V29 && output.code != Some(0) {
+        // It waits for nobody.
+        println!("{about}: {}", output.text());
+        let output = output.assert_error(1, &["source `messages`", "`LARGE`", "too slowly"]);
+        assert!(output.json()["error"]["hint"].is_string(), "{}", output.text());
+        assert_nothing_recorded(workspace);
+        workspace.run(&["backup"]).ok();
+    } else {
+        let attempts = output.stderr.matches("trying again").count();
+        println!("{about}: tried again {attempts} times");
+        let report = output.assert_code(0).json();
+        assert_eq!((&report["state"], &report["sources"][0]["rows"]), (&json!("complete"), &json!(MESSAGES)), "{report}");
+        assert!(version == NatsVersion::V29 || attempts == 0, "it has to be survived");
+    }
+
+    let target = Nats::start(version);
+    let nats = before(&target);
+    let url = format!("nats://{}@127.0.0.1:{}", target.user(), nats.port());
+    let (stall, hook) = stalling.hook(STALL, &nats, true);
+    stalling.proxy.on_read(hook);
+    let output = super::restore_at(workspace, &url, &target, &[]).deadline(SOON * 3).ok();
+    let about = format!("{} while restored", version.number());
+    Stalling::assert_in_the_middle(&stall, &about);
+    assert_bounded(&output, &about);
+    stalling.source.digest(&[]).assert_same(&target.digest(&[]));
+    drop(stalling.s3);
+}
+
+/// A store that does not come back: the server is rid of us, and we say why.
+#[test]
+fn for_ever_in_a_capture() {
+    if std::env::var_os("ALTLAS_TORTURE").is_none() {
+        println!("this takes some minutes; set ALTLAS_TORTURE");
+        return;
+    }
+    std::thread::scope(|scope| {
+        for version in NatsVersion::ENDS {
+            scope.spawn(move || {
+                let stalling = Stalling::start(version);
+                let (stall, hook) = stalling.hook(SOON * 60, &stalling.before, false);
+                stalling.proxy.before_write(hook);
+                let began = Instant::now();
+                // Six attempts at a write, of five minutes each, are the most that anything waits for.
+                let output = stalling.workspace.run(&["backup"]).deadline(SOON * 35).output();
+                println!("{}: {:?}\n{}", version.number(), began.elapsed(), output.text());
+                let output = output.assert_error(1, &["source `messages`"]);
+                assert!(output.stderr.contains("\nhint: "), "{}", output.text());
+                assert!(stall.held.load(Ordering::SeqCst) > 0);
+                stalling.proxy.reset();
+                assert_nothing_recorded(&stalling.workspace);
+                stalling.workspace.run(&["backup"]).ok();
+                let target = Nats::start(version);
+                restore(&stalling.workspace, &target, &[]).ok();
+                stalling.source.digest(&[]).assert_same(&target.digest(&[]));
+            });
+        }
+    });
+}
