@@ -306,7 +306,8 @@ pub(super) async fn stream(
 /// is passed over by it.
 pub(super) fn begins_again(was: &ConsumerState, is: &ConsumerState, first: Option<u64>) -> bool {
     let floor = is.ack_floor.stream;
-    let anew = is.delivered == Delivered { consumer: 0, stream: floor } && is.ack_floor.consumer == 0 && is.pending == 0;
+    let anew =
+        is.delivered == Delivered { consumer: 0, stream: floor } && is.ack_floor.consumer == 0 && is.pending == 0;
     anew && was.ack_floor.stream < floor && first.is_none_or(|first| floor < first)
 }
 

@@ -77,7 +77,12 @@ impl Stalling {
     }
 
     /// From the third part on, everything that is written or read waits until so much time is over.
-    fn hook(&self, time: Duration, nats: &TcpProxy, up: bool) -> (Stall, impl Fn(&Seen) -> Action + Send + Sync + 'static) {
+    fn hook(
+        &self,
+        time: Duration,
+        nats: &TcpProxy,
+        up: bool,
+    ) -> (Stall, impl Fn(&Seen) -> Action + Send + Sync + 'static) {
         let (until, parts, stall) = (Mutex::new(None), AtomicU64::new(0), Stall::default());
         let (seen, passing) = (stall.clone(), nats.counter(up));
         let hook = move |request: &Seen| {
@@ -105,7 +110,11 @@ impl Stalling {
     #[track_caller]
     fn assert_in_the_middle(stall: &Stall, about: &str) {
         let (held, passed) = (stall.held.load(Ordering::SeqCst), stall.passed.load(Ordering::SeqCst));
-        println!("{about}: {held} requests held back; {} of {} MB had passed", passed / 1_000_000, Self::total() / 1_000_000);
+        println!(
+            "{about}: {held} requests held back; {} of {} MB had passed",
+            passed / 1_000_000,
+            Self::total() / 1_000_000
+        );
         assert!(held > 0, "{about}: nothing was held back");
         assert!((1_000_000..Self::total() * 19 / 20).contains(&passed), "{about}: {passed} bytes had passed");
     }
@@ -149,7 +158,11 @@ fn stalled(version: NatsVersion) {
         let attempts = output.stderr.matches("trying again").count();
         println!("{about}: tried again {attempts} times");
         let report = output.assert_code(0).json();
-        assert_eq!((&report["state"], &report["sources"][0]["rows"]), (&json!("complete"), &json!(MESSAGES)), "{report}");
+        assert_eq!(
+            (&report["state"], &report["sources"][0]["rows"]),
+            (&json!("complete"), &json!(MESSAGES)),
+            "{report}"
+        );
         assert!(version == NatsVersion::V29 || attempts == 0, "it has to be survived");
     }
 
