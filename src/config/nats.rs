@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 
 use super::endpoint::{Endpoint, Form};
-use super::error::ConfigError;
+use super::error::{ConfigError, Place};
 use super::postgres::{NamePattern, PasswordSource};
 
 /// `nats://[user@]host[:port]`. One server: clusters are not supported yet.
@@ -38,8 +38,17 @@ impl NatsConfig {
     pub fn with_url(&self, url: &str, secret: Option<SecretString>) -> Result<Self, ConfigError> {
         let mut config = self.clone();
         config.endpoint = self.endpoint.replaced(url)?;
-        if let Some(secret) = secret {
-            config.secret = PasswordSource::Given(secret);
+        match secret {
+            Some(secret) => config.secret = PasswordSource::Given(secret),
+            // A token is nobody's password.
+            None if config.endpoint.user.is_some() != self.endpoint.user.is_some() => {
+                return Err(ConfigError::BadValue {
+                    at: Box::new(Place::argument("--target")),
+                    problem: "names a user, and the source's secret is a token".to_owned(),
+                    hint: Some("set ALTLAS_BACKUP_TARGET_<NAME>_PASSWORD to the user's password".to_owned()),
+                });
+            }
+            None => {}
         }
         Ok(config)
     }

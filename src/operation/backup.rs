@@ -276,7 +276,8 @@ async fn transfer(
     }
     if captured.empty && !config.allow_empty {
         let what = config.settings.nothing();
-        let why = captured.notes.first().map(|note| format!(" ({note})")).unwrap_or_default();
+        let why =
+            captured.uncovered.first().or(captured.notes.first()).map(|note| format!(" ({note})")).unwrap_or_default();
         return Err(Error::Empty { name: config.name.to_string(), what, why });
     }
     Ok(Transferred { captured, artifacts, written })

@@ -76,7 +76,9 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
     let hint = next_steps(hints.flatten());
     let mut failed: Vec<String> = unavailable.into_iter().map(|one| one.what).collect();
     failed.extend(failures.iter().map(|(name, error)| format!("stream `{name}`: {error}")));
-    notes.extend(inventory::warnings(version));
+    if !streams.is_empty() {
+        notes.extend(inventory::warnings(version));
+    }
     let detail = Detail { server: version.to_string(), streams: streams.len() as u64 };
     let mut about = vec![format!("NATS {version}, {}", report::count(detail.streams, "stream"))];
     about.extend(streams.iter().map(|stream| stream.detail.about(stream.records)));
@@ -361,6 +363,7 @@ impl Attempt<'_> {
             cut_at: cut.at,
             cut_error_seconds: cut.error_seconds,
             largest: counted.counts.largest,
+            last: counted.counts.last,
             deleted: deleted.filter(|_| walked.format == archive::Format::Blocks),
         };
         let fingerprint = counted.counts.all;

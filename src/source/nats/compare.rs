@@ -127,6 +127,8 @@ pub(super) struct Verdict {
     pub(super) bytes: u64,
     /// How it is not what was captured, in words; nothing where it is.
     pub(super) differences: Vec<String>,
+    /// Some of it could not be compared, as the notes say.
+    pub(super) inconclusive: bool,
     /// What to know, in words.
     pub(super) notes: Vec<String>,
 }
@@ -284,16 +286,37 @@ pub(super) async fn stream(
         verdict.notes.push(format!("{messages} that were deleted while its snapshot was taken are there"));
     }
     let missing = were.without(there);
-    if !missing.is_empty() {
-        let first: Vec<String> = missing.first(NAMED).iter().map(u64::to_string).collect();
-        let more = if missing.len() > NAMED as u64 { ", …" } else { "" };
-        let lost = format!("{} ({}{more})", report::count(missing.len(), "message"), first.join(", "));
-        match explained(&stream.detail.config, &info["state"], captured_last).filter(|_| live) {
-            Some(why) => verdict.notes.push(format!("{lost} not there any more: {why}")),
-            None => {
-                verdict.differences.push(format!("it lacks {lost}"));
-                verdict.differences.extend(words(&difference));
-            }
+    // A throwaway server gets streams without an age; what has a time of its own a server drops whatever it is told.
+    let max_age = if live { number(&stream.detail.config, "max_age") } else { 0 };
+    let over = match missing.is_empty() {
+        true => Ranges::new(),
+        false => over(snapshot, stream, missing.clone(), max_age).await?,
+    };
+    if !over.is_empty() {
+        let messages = report::count(over.len(), "message");
+        verdict.notes.push(format!("{messages} not there any more: their time is over"));
+    }
+    let missing = missing.without(&over);
+    if missing.is_empty() {
+        return Ok(verdict);
+    }
+    let first: Vec<String> = missing.first(NAMED).iter().map(u64::to_string).collect();
+    let more = if missing.len() > NAMED as u64 { ", …" } else { "" };
+    let lost = format!("{} ({}{more})", report::count(missing.len(), "message"), first.join(", "));
+    let gone = if live { gone(connection, stream, &info["state"], captured_last, &missing).await? } else { None };
+    match gone {
+        Some(Gone::Consumed) => {
+            verdict.notes.push(format!(
+                "{lost} not there any more: its consumers have had them, and acknowledged what is not kept then"
+            ));
+        }
+        Some(Gone::Displaced) => {
+            verdict.inconclusive = true;
+            verdict.notes.push(format!("{lost} not there any more: newer ones may have taken their place"));
+        }
+        None => {
+            verdict.differences.push(format!("it lacks {lost}"));
+            verdict.differences.extend(words(&difference));
         }
     }
     Ok(verdict)
@@ -328,18 +351,115 @@ fn words(difference: &Difference) -> Vec<String> {
 }
 
 /// Why a server in use may have removed messages again.
-fn explained(config: &Value, state: &Value, captured_last: u64) -> Option<&'static str> {
+enum Gone {
+    /// A work queue's, or an interest stream's.
+    Consumed,
+    /// Limits were reached, since there are newer ones.
+    Displaced,
+}
+
+async fn gone(
+    connection: &Connection,
+    stream: &Stored,
+    state: &Value,
+    captured_last: u64,
+    missing: &Ranges,
+) -> Result<Option<Gone>, NatsError> {
+    let config = &stream.detail.config;
     if config["retention"].as_str().is_some_and(|retention| retention != "limits") {
-        return Some("its consumers have acknowledged them");
-    }
-    if number(config, "max_age") > 0 {
-        return Some("they are older than it keeps messages");
-    }
-    if config["allow_msg_ttl"] == true {
-        return Some("their time to live is over");
+        let consumers = connection.consumers(&stream.detail.name).await?;
+        let delivered = consumers.iter().map(|(_, info)| number(&info["delivered"], "stream_seq")).max();
+        let last = missing.iter().last().map(|(_, last)| last);
+        return Ok((last <= delivered && delivered.is_some()).then_some(Gone::Consumed));
     }
     let limited =
         ["max_msgs", "max_bytes", "max_msgs_per_subject"].iter().any(|limit| config[*limit].as_i64() > Some(0));
     let newer = number(state, "last_seq") > captured_last;
-    (limited && newer).then_some("newer ones have taken their place")
+    Ok((limited && newer).then_some(Gone::Displaced))
+}
+
+/// Which of these messages a server has dropped of itself, since they are older than `max_age` (nanoseconds; 0: none is) or than the time
+/// that they bring along.
+async fn over(
+    snapshot: &SnapshotReader,
+    stream: &Stored,
+    missing: Ranges,
+    max_age: u64,
+) -> Result<Ranges, SourceError> {
+    let name = &stream.detail.name;
+    let now = jiff::Timestamp::now().as_nanosecond();
+    let reading = Reading::begin(name, Over { missing, max_age, now, over: Ranges::new() });
+    let mut parts = std::pin::pin!(snapshot.open(artifact(snapshot, name)?));
+    while let Some(part) = parts.next().await {
+        reading.feed(part?).await;
+    }
+    let error = |error: ArchiveError| NatsError::NotCaptured { stream: name.clone(), detail: error.to_string() };
+    Ok(reading.finish().await.map_err(error)?.over)
+}
+
+struct Over {
+    missing: Ranges,
+    max_age: u64,
+    /// Nanoseconds since 1970.
+    now: i128,
+    over: Ranges,
+}
+
+impl Visitor for Over {
+    fn message(&mut self, message: &Message<'_>) -> Result<(), String> {
+        if self.missing.contains(message.seq) {
+            let lives = [(self.max_age > 0).then_some(self.max_age), time_to_live(message.headers)];
+            let ends = lives.into_iter().flatten().min().map(|life| i128::from(message.time) + i128::from(life));
+            if ends.is_some_and(|end| end <= self.now) {
+                self.over.insert(message.seq);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The header `Nats-TTL` in nanoseconds: seconds, or as Go writes a duration; none where there is none, and for `never`. Source:
+/// nats-server `parseMessageTTL`.
+fn time_to_live(headers: &[u8]) -> Option<u64> {
+    let line = headers.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Nats-TTL:"))?;
+    let text = std::str::from_utf8(line).ok()?.trim();
+    if let Ok(seconds) = text.parse::<u64>() {
+        return seconds.checked_mul(1_000_000_000);
+    }
+    let (mut rest, mut sum) = (text, 0.0);
+    while !rest.is_empty() {
+        let (value, behind) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+        let unit = behind.split_at(behind.find(|c: char| c.is_ascii_digit()).unwrap_or(behind.len()));
+        let nanoseconds = match unit.0 {
+            "ns" => 1.0,
+            "us" | "µs" => 1e3,
+            "ms" => 1e6,
+            "s" => 1e9,
+            "m" => 60e9,
+            "h" => 3600e9,
+            _ => return None,
+        };
+        sum += value.parse::<f64>().ok()? * nanoseconds;
+        rest = unit.1;
+    }
+    (sum > 0.0).then_some(sum as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_to_live_are_read_as_the_server_reads_them() {
+        for (headers, want) in [
+            ("NATS/1.0\r\nNats-TTL: 5\r\n\r\n", Some(5_000_000_000)),
+            ("NATS/1.0\r\nA: b\r\nNats-TTL: 1h30m\r\n\r\n", Some(5_400_000_000_000)),
+            ("NATS/1.0\r\nNats-TTL: 1.5s\r\n\r\n", Some(1_500_000_000)),
+            ("NATS/1.0\r\nNats-TTL: never\r\n\r\n", None),
+            ("NATS/1.0\r\nOther: 5\r\n\r\n", None),
+            ("", None),
+        ] {
+            assert_eq!(time_to_live(headers.as_bytes()), want, "{headers}");
+        }
+    }
 }

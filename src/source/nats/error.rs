@@ -236,7 +236,7 @@ impl NatsError {
             Self::NoJetStream { .. } => {
                 "switch JetStream on in the server's configuration, and for the user's account; or check that the source's `url` is the right server".into()
             }
-            Self::Said { code, .. } | Self::Refused { code, .. } => return hint_for(*code),
+            Self::Said { code, text, .. } | Self::Refused { code, text, .. } => return hint_for(*code, text),
             Self::Strange { .. } => "check that the source's `url` is that of a NATS server".into(),
             Self::Silent { .. } => "the server's log says why; it may have been downgraded".into(),
             Self::Unsteady { .. } => "run it when fewer of them are made and deleted".into(),
@@ -254,15 +254,17 @@ impl NatsError {
 }
 
 /// The next step after an error of the API, by `err_code` of nats-server's `server/errors.json`.
-fn hint_for(code: u64) -> Option<String> {
+fn hint_for(code: u64, text: &str) -> Option<String> {
+    // 2.15 wraps what went wrong at the end of a restore, its own code in brackets.
+    let inner = text.rsplit('(').find_map(|part| part.strip_suffix(')')?.parse().ok());
     Some(
-        match code {
+        match inner.filter(|_| code == 10062).unwrap_or(code) {
             10002 | 10023 | 10028 | 10047 | 10077 => {
                 "the target has too little room: raise its JetStream limits, or free some"
             }
             10026 | 10027 => "the account may have no more of them: raise its limit",
             10054 => "a message is larger than the target takes: raise its `max_payload`",
-            10062 => "the target is older than the archive, or the archive is damaged",
+            10062 => "the server's own words say why; `altlas-backup verify BACKUP --level content` tells whether the archive is sound",
             10065 => "another stream listens on the same subjects; delete it or restore into another server",
             10074 => "the stream has several replicas, and the target is one server",
             10058 | 10130 => "something else made a stream of that name meanwhile",

@@ -7,8 +7,10 @@ use serde_json::Value;
 use super::{
     archive::Format,
     error::NatsError,
+    plan::{MARK, is_marked},
     ranges::Ranges,
     server::{Connection, Version},
+    tally::Mark,
 };
 use crate::{config::NamePattern, report};
 
@@ -41,8 +43,11 @@ pub(super) struct StreamDetail {
     pub(super) cut_at: Timestamp,
     /// How far off that may be.
     pub(super) cut_error_seconds: f64,
-    /// The largest message in bytes, with its subject and headers.
+    /// The largest message: headers and payload, in bytes.
     pub(super) largest: u64,
+    /// The last message in its archive, which may be younger than what the server announced; none where it holds none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) last: Option<Mark>,
     /// For archives of format 1, which hold messages that were deleted: which those are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) deleted: Option<Deleted>,
@@ -145,6 +150,12 @@ impl Inventory {
                 }
                 continue;
             }
+            if is_marked(&info["config"]) {
+                let what = format!("stream `{name}` is half restored: it bears the mark `{MARK}` in its metadata");
+                let hint = "restore it again, or delete it; if you know that it is whole, remove the mark".to_owned();
+                failed.push(Unavailable { what, hint: Some(hint) });
+                continue;
+            }
             let number = |field: &str| info["state"][field].as_u64().unwrap_or_default();
             let (bytes, messages, consumers) = (number("bytes"), number("messages"), number("consumer_count"));
             chosen.push(Found { name: name.clone(), bytes, messages, consumers, named: named(name) });
@@ -172,6 +183,20 @@ pub(super) fn warnings(version: Version) -> Vec<String> {
 }
 
 impl StreamDetail {
+    /// Is there nothing in a stream with this `state` (as `STREAM.INFO` tells it) that came after what was captured? Only then can it be
+    /// what a restore of this made.
+    pub(super) fn holds_nothing_newer(&self, state: &Value) -> bool {
+        let captured = self.state["last_seq"].as_u64().unwrap_or_default().max(self.last.map_or(0, |last| last.seq));
+        if state["last_seq"].as_u64().is_none_or(|last| last > captured) {
+            return false;
+        }
+        if state["messages"].as_u64() == Some(0) {
+            return true;
+        }
+        let time = state["last_ts"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
+        time.zip(self.last).is_some_and(|(time, last)| time.as_nanosecond() <= i128::from(last.time))
+    }
+
     /// The stream in words.
     pub(super) fn about(&self, messages: u64) -> String {
         let text = |field: &str| self.config[field].as_str().unwrap_or("?").to_owned();

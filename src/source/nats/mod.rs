@@ -39,6 +39,9 @@ pub use self::{
 /// The kind's name in configurations and manifests.
 pub const KIND: &str = "nats";
 
+/// A stream that nobody has.
+const NOWHERE: &str = "altlas-backup-probe-of-permissions";
+
 /// A NATS server.
 pub struct NatsSource {
     server: Server,
@@ -61,7 +64,21 @@ impl NatsSource {
         connection.client.publish("$JS.SNAPSHOT.ACK.probe.probe.0.0", Bytes::new()).await.map_err(lost)?;
         connection.ask(what, "INFO", &Value::Null).await?;
         let inventory = Inventory::take(&connection, &server.config.streams).await?;
-        add(Level::Ok, "the user may list streams and acknowledge snapshots".into());
+        // Of a stream that is nowhere: whoever may ask hears that it is not there.
+        for (what, subject) in [
+            ("asking for a snapshot", "STREAM.SNAPSHOT"),
+            ("looking at a stream", "STREAM.INFO"),
+            ("listing consumers", "CONSUMER.LIST"),
+        ] {
+            let body = serde_json::json!({"deliver_subject": connection.client.new_inbox()});
+            let body = if subject == "STREAM.SNAPSHOT" { body } else { Value::Null };
+            match connection.ask(what, &format!("{subject}.{NOWHERE}"), &body).await {
+                Ok(_) => {}
+                Err(error) if error.is_not_found() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        add(Level::Ok, "the user may list streams, take snapshots and acknowledge them".into());
         for warning in inventory::warnings(connection.version) {
             add(Level::Warning, warning);
         }

@@ -69,6 +69,11 @@ pub(super) fn is_marked(config: &Value) -> bool {
     config["metadata"].get(MARK).is_some()
 }
 
+/// Is what is in a target the half of an interrupted restore, in which nothing was put since? Only then may it go unasked.
+pub(super) fn is_leftover(stream: &Stored, info: &Value) -> bool {
+    is_marked(&info["config"]) && stream.detail.holds_nothing_newer(&info["state"])
+}
+
 /// Reads the manifest's notes.
 pub(super) fn stored(snapshot: &SnapshotReader) -> Result<(Detail, Vec<Stored>), SourceError> {
     let detail: Detail = parse(snapshot.detail())?;
@@ -135,9 +140,12 @@ fn refusals(source: Version, streams: &[Stored], target: &Target, request: &Rest
     }
     let there: Vec<String> = streams
         .iter()
-        .filter_map(|stream| Some((&stream.detail.name, target.stream(&stream.detail.name)?)))
-        .filter(|(_, info)| !is_marked(&info["config"]))
-        .map(|(name, info)| format!("`{name}` ({})", report::count(number(&info["state"], "messages"), "message")))
+        .filter_map(|stream| Some((stream, target.stream(&stream.detail.name)?)))
+        .filter(|(stream, info)| !is_leftover(stream, info))
+        .map(|(stream, info)| {
+            let messages = report::count(number(&info["state"], "messages"), "message");
+            format!("`{}` ({messages})", stream.detail.name)
+        })
         .collect();
     if !there.is_empty() && !request.overwrite {
         refuse(
@@ -246,7 +254,7 @@ fn steps(streams: &[Stored], target: &Target) -> Vec<String> {
     let (mut replaced, mut unfinished) = (Vec::new(), Vec::new());
     for (stream, info) in streams.iter().filter_map(|stream| Some((stream, target.stream(&stream.detail.name)?))) {
         let messages = report::count(number(&info["state"], "messages"), "message");
-        let list = if is_marked(&info["config"]) { &mut unfinished } else { &mut replaced };
+        let list = if is_leftover(stream, info) { &mut unfinished } else { &mut replaced };
         list.push(format!("`{}` ({messages})", stream.detail.name));
     }
     if !replaced.is_empty() {

@@ -15,7 +15,7 @@ use super::{
     compare::{self, Archived},
     error::NatsError,
     load::Load,
-    plan::{KNOWS_METADATA, MARK, Stored, artifact, config_differences, is_marked, number},
+    plan::{KNOWS_METADATA, MARK, Stored, artifact, config_differences, is_leftover, number},
     server::{Connection, Server},
 };
 use crate::{
@@ -45,10 +45,33 @@ pub(super) struct NatsRestore {
 struct Done {
     /// Streams that were restored and compared.
     whole: Vec<String>,
-    /// An old stream that was deleted and is not there again.
-    deleted: Option<String>,
     /// Was anything in the target touched?
     begun: bool,
+    /// How far the present one is.
+    stage: Stage,
+}
+
+/// How far the restore of a stream is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Whatever was there is there.
+    #[default]
+    Untouched,
+    /// The old stream was deleted.
+    Deleted,
+    /// The server was asked to take ours, and agreed.
+    Loading {
+        /// Was an old one deleted before?
+        deleted: bool,
+    },
+}
+
+/// What became of the half of a stream.
+enum Removal {
+    /// There is none.
+    Gone,
+    /// It is there, for this reason.
+    Stays(String),
 }
 
 #[async_trait]
@@ -77,20 +100,17 @@ impl Restore for NatsRestore {
 }
 
 impl Done {
+    /// What is in the target, apart from the present stream.
     fn left(&self) -> Option<String> {
         if !self.begun {
             return None;
         }
-        let mut left = match self.whole.len() {
+        Some(match self.whole.len() {
             0 => "no stream was restored".to_owned(),
             n => {
                 format!("{} restored and compared: {}", report::count(n as u64, "stream"), report::list(&self.whole, 5))
             }
-        };
-        if let Some(name) = &self.deleted {
-            left.push_str(&format!("; the old stream `{name}` was deleted"));
-        }
-        Some(left)
+        })
     }
 }
 
@@ -106,7 +126,9 @@ impl NatsRestore {
         for stream in &self.streams {
             let replaces = there.contains(&stream.detail.name);
             let one = One { restore: self, stream, connection: &connection };
+            done.stage = Stage::Untouched;
             let item = tokio::select! {
+                biased;
                 item = one.restore(replaces, done, &mut restored.notes) => item,
                 () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
             };
@@ -125,7 +147,7 @@ impl NatsRestore {
         for stream in &self.streams {
             let name = &stream.detail.name;
             let Some(info) = connection.stream(name, &Value::Null).await? else { continue };
-            let whole = !is_marked(&info["config"]);
+            let whole = !is_leftover(stream, &info);
             if whole && !self.overwrite {
                 let what = format!("{} holds a stream `{name}` since it was looked at", connection.server);
                 let hint = "stop whatever makes it".to_owned();
@@ -151,66 +173,76 @@ impl NatsRestore {
         error: SourceError,
     ) -> SourceError {
         let name = &stream.detail.name;
-        let half = match &error {
-            // What is there is somebody else's.
-            SourceError::Nats(NatsError::Refused { code: 10058 | 10130, .. }) => return error,
-            SourceError::Nats(NatsError::Differs { .. }) => format!("stream `{name}` is left as it is"),
-            _ if !done.begun => return error,
-            _ => match self.remove(stream, connection).await {
-                true => format!("nothing is left of stream `{name}`"),
-                false => format!(
-                    "what is left of stream `{name}` could not be removed: delete it (`nats stream rm {name}`), or restore again with `--overwrite`"
-                ),
-            },
+        let left = match (done.stage, &error) {
+            (Stage::Untouched, _) if !done.begun => return error,
+            (Stage::Untouched, _) => format!("stream `{name}` was not touched"),
+            (Stage::Deleted, _) => format!("the old stream `{name}` was deleted, and nothing is in its place"),
+            (Stage::Loading { .. }, SourceError::Nats(NatsError::Differs { .. })) => {
+                format!(
+                    "stream `{name}` is left as it is, with the mark `{MARK}` in its metadata where the server knows any"
+                )
+            }
+            (Stage::Loading { deleted }, _) => {
+                let half = match self.remove(stream, connection).await {
+                    Removal::Gone => format!("nothing is left of stream `{name}`"),
+                    Removal::Stays(why) => format!(
+                        "what is there of stream `{name}` could not be removed ({why}): look at it, and delete it or restore again with `--overwrite`"
+                    ),
+                };
+                match deleted {
+                    true => format!("{half}; the old one was deleted"),
+                    false => half,
+                }
+            }
         };
         match error {
-            SourceError::Interrupted { .. } => SourceError::Interrupted { left: Some(half) },
-            error => SourceError::HalfRestored { error: Box::new(error), left: half },
+            SourceError::Interrupted { .. } => SourceError::Interrupted { left: Some(left) },
+            error => SourceError::HalfRestored { error: Box::new(error), left },
         }
     }
 
     /// Deletes what is there of a stream that we began, until nothing appears any more.
-    async fn remove(&self, stream: &Stored, connection: &mut Connection) -> bool {
-        let (began, mut gone_since) = (Instant::now(), None::<Instant>);
+    async fn remove(&self, stream: &Stored, connection: &mut Connection) -> Removal {
+        let began = Instant::now();
+        let mut why = String::new();
         while began.elapsed() < REMOVING {
             match remove_ours(connection, stream).await {
-                Ok(true) => {
-                    gone_since.get_or_insert_with(Instant::now);
-                    if began.elapsed() >= MAY_APPEAR {
-                        return true;
-                    }
+                Ok(Left::Nothing) if began.elapsed() >= MAY_APPEAR => return Removal::Gone,
+                Ok(Left::Nothing | Left::Deleted) => {}
+                Ok(Left::Anothers) => return Removal::Stays("it holds what came after the backup".into()),
+                Err(error @ (NatsError::Denied { .. } | NatsError::Login { .. })) => {
+                    return Removal::Stays(error.to_string());
                 }
-                Ok(false) => gone_since = None,
                 Err(error) => {
-                    tracing::debug!("{error}");
-                    gone_since = None;
+                    why = error.to_string();
                     if let Ok(new) = self.server.connect().await {
                         *connection = new;
-                        continue;
                     }
                 }
             }
             tokio::time::sleep(LOOK).await;
         }
-        false
+        Removal::Stays(why)
     }
 }
 
-/// Looks for a stream and deletes it if it is what a restore of `stream` left; true where there is none.
-async fn remove_ours(connection: &Connection, stream: &Stored) -> Result<bool, NatsError> {
+/// What was found where a restore had begun.
+enum Left {
+    Nothing,
+    /// It was ours, and is deleted.
+    Deleted,
+    /// Something else made a stream of that name, or put something into ours.
+    Anothers,
+}
+
+/// Looks for a stream and deletes it if it is what a restore of `stream` left.
+async fn remove_ours(connection: &Connection, stream: &Stored) -> Result<Left, NatsError> {
     let name = &stream.detail.name;
-    let Some(info) = connection.stream(name, &Value::Null).await? else { return Ok(true) };
-    // Something else may have made one of that name: one with messages that are younger than ours.
-    let younger = info["state"]["last_ts"].as_str() > stream.detail.state["last_ts"].as_str();
-    if !is_marked(&info["config"]) && (number(&info["state"], "messages") > stream.captured.rows || younger) {
-        return Err(NatsError::Refused {
-            server: connection.server.clone(),
-            stream: name.clone(),
-            code: 0,
-            text: "something else made a stream of that name".into(),
-        });
+    match connection.stream(name, &Value::Null).await? {
+        None => Ok(Left::Nothing),
+        Some(info) if !stream.detail.holds_nothing_newer(&info["state"]) => Ok(Left::Anothers),
+        Some(_) => connection.delete(name).await.map(|_| Left::Deleted),
     }
-    Ok(!connection.delete(name).await?)
 }
 
 /// One stream's restore.
@@ -230,9 +262,8 @@ impl One<'_> {
         let (name, snapshot) = (&self.stream.detail.name, &self.restore.snapshot);
         if replaces {
             snapshot.progress().set_phase(format!("deleting stream `{name}`"));
-            done.begun = true;
             self.connection.delete(name).await?;
-            done.deleted = Some(name.clone());
+            (done.begun, done.stage) = (true, Stage::Deleted);
         }
         snapshot.progress().set_phase(format!("restoring stream `{name}`"));
         let marks = self.connection.version >= KNOWS_METADATA;
@@ -242,7 +273,8 @@ impl One<'_> {
             // A sealed stream cannot be changed any more, and it will be.
             config["sealed"] = false.into();
         }
-        let archived = load(self.connection, snapshot, self.stream, &config, || done.begun = true).await?;
+        let begun = || (done.begun, done.stage) = (true, Stage::Loading { deleted: replaces });
+        let archived = load(self.connection, snapshot, self.stream, &config, begun).await?;
         self.consumers(&archived, notes).await?;
         snapshot.progress().set_phase(format!("comparing stream `{name}`"));
         // What was published since then is not ours to compare.
@@ -258,9 +290,11 @@ impl One<'_> {
             let what = format!("completing stream `{name}`");
             self.connection.ask(&what, &format!("STREAM.UPDATE.{name}"), &self.stream.detail.config).await?;
         }
-        let compared = self.configuration(notes).await?;
+        let compared = match verdict.inconclusive {
+            true => Compared::Inconclusive,
+            false => self.configuration(notes).await?,
+        };
         let item = RestoredItem { name: name.clone(), rows: verdict.messages, bytes: verdict.bytes, compared };
-        done.deleted = None;
         done.whole.push(name.clone());
         Ok(item)
     }
@@ -298,19 +332,18 @@ impl One<'_> {
             };
             let floor = number(&consumer["ack_floor"], "stream_seq");
             let mut config = consumer["config"].clone();
-            if let Some(fields) = config.as_object_mut().filter(|_| floor > 0) {
+            // What `new`, `last` and their like chose was chosen when it was made, and would be another choice now.
+            let stays = floor == 0 && matches!(config["deliver_policy"].as_str(), Some("all" | "by_start_sequence"));
+            if let Some(fields) = config.as_object_mut().filter(|_| !stays) {
                 fields.remove("opt_start_time");
                 fields.insert("deliver_policy".into(), "by_start_sequence".into());
                 fields.insert("opt_start_seq".into(), (floor + 1).into());
             }
+            let from = config["opt_start_seq"].as_u64().unwrap_or(1);
             let what = format!("making consumer `{name}` of stream `{}`", detail.name);
             let body = json!({"stream_name": detail.name, "config": config});
             self.connection.ask(&what, &format!("CONSUMER.DURABLE.CREATE.{}.{durable}", detail.name), &body).await?;
-            notes.push(format!(
-                "consumer `{name}` of stream `{}` was made again, from message {}",
-                detail.name,
-                floor + 1
-            ));
+            notes.push(format!("consumer `{name}` of stream `{}` was made again, from message {}", detail.name, from));
         }
         Ok(())
     }
