@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -46,7 +46,7 @@ const RETRIES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(7)];
 
 /// Takes a snapshot of everything that is configured.
 pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
-    let began = Timestamp::now();
+    let began = into.time(Instant::now());
     let inventory = async {
         let connection = server.connect().await?;
         let inventory = Inventory::take(&connection, &server.config.streams).await?;
@@ -273,6 +273,7 @@ impl<'a> Run<'a> {
             Some(connection) => connection,
             none => none.insert(self.server.connect().await?),
         };
+        let Some(before) = connection.stream(name, &Value::Null).await? else { return Ok(None) };
         let window = snapshot::window(connection.version);
         // A server sends at once: there must be somebody to take it.
         let writer = self.into.artifact_with_window(inventory::path(name), Format::JetStream, window).await?;
@@ -285,7 +286,8 @@ impl<'a> Run<'a> {
         if connection.version.sends_records() && !std::mem::replace(is_fixed, true) {
             self.one_is_fixed();
         }
-        let attempt = Attempt { connection, name, snapshot, into: self.into };
+        let created = before["created"].clone();
+        let attempt = Attempt { connection, name, created, snapshot, into: self.into };
         match attempt.transfer(writer).await {
             Ok(taken) => Ok(taken),
             // A server says nothing to whom it sends a stream that is deleted.
@@ -302,6 +304,8 @@ impl<'a> Run<'a> {
 struct Attempt<'a> {
     connection: &'a Connection,
     name: &'a str,
+    /// When the stream was made, as the server tells it.
+    created: Value,
     snapshot: Snapshot,
     into: &'a SnapshotWriter,
 }
@@ -309,7 +313,7 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     /// All of it; none where the stream is there no more, and what was deleted in it cannot be known.
     async fn transfer(self, mut writer: ArtifactWriter<'_>) -> Result<Option<Taken>, SourceError> {
-        let Self { connection, name, snapshot, into } = self;
+        let Self { connection, name, created, snapshot, into } = self;
         let (asked, answered) = (snapshot.asked, snapshot.answered);
         let (mut config, state) = (snapshot.answer["config"].clone(), snapshot.answer["state"].clone());
         config["name"] = name.into();
@@ -328,7 +332,7 @@ impl Attempt<'_> {
         };
         let passing = async {
             snapshot.pass(connection, to).await?;
-            Ok(Timestamp::now())
+            Ok(Instant::now())
         };
         let listing = async { Ok(connection.consumers(name).await?) };
         // Whichever fails first is the cause, and the others are dropped: they may wait for a store that stalls.
@@ -339,11 +343,11 @@ impl Attempt<'_> {
             archive::Format::Blocks => received,
             archive::Format::Records => answered,
         };
-        let cut = Cut::between(asked, until, Value::Null);
+        let cut = Cut::between(into.time(asked), into.time(until), Value::Null);
         let mut content = walked.visitor;
         let archived = std::mem::take(&mut content.consumers);
         let (counted, _) = content.counted();
-        let deleted = self::deleted(connection, name, &state, counted.seen.as_ref()).await?;
+        let deleted = self::deleted(connection, name, &created, &state, counted.seen.as_ref()).await?;
         if deleted.is_none() && walked.format == archive::Format::Blocks {
             return Ok(None);
         }
@@ -396,19 +400,18 @@ async fn is_there(connection: &Connection, stream: &str, consumer: &str) -> Resu
 async fn deleted(
     connection: &Connection,
     name: &str,
+    created: &Value,
     state: &Value,
     seen: Option<&Ranges>,
 ) -> Result<Option<Deleted>, NatsError> {
-    let Some(info) = connection.stream(name, &json!({"deleted_details": true})).await? else { return Ok(None) };
-    let number = |value: &Value, field: &str| value[field].as_u64().unwrap_or_default();
-    let now = &info["state"];
-    if number(now, "last_seq") < number(state, "last_seq") {
+    let Some(now) = connection.now(name).await? else { return Ok(None) };
+    let last = state["last_seq"].as_u64().unwrap_or_default();
+    if now.created != *created || now.last() < last {
         let (server, text) = (connection.server.clone(), "the stream was deleted and made again meanwhile".to_owned());
         return Err(NatsError::Ended { server, stream: name.to_owned(), text });
     }
-    let deleted = Deleted::of(now);
-    let from = deleted.before.max(number(state, "first_seq")).max(1);
-    let last = number(state, "last_seq");
+    let deleted = now.deleted();
+    let from = deleted.before.max(state["first_seq"].as_u64().unwrap_or_default()).max(1);
     match seen.and_then(|seen| seen.first_gap(from, last, &deleted.within)) {
         Some(sequence) => Err(NatsError::Lacks { stream: name.to_owned(), sequence }),
         None => Ok(Some(deleted)),

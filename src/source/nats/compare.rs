@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{
@@ -238,8 +238,11 @@ pub(super) async fn take_back(
     let content = match connection.version.sends_records() {
         true => Content::new(tally()),
         false => {
-            let info = connection.stream(name, &json!({"deleted_details": true})).await?;
-            Content::new(Tally::new(seed)).with_live(Deleted::of(&info.unwrap_or_default()["state"]), tally())
+            // A stream that is there no more says so when its snapshot is asked for.
+            match connection.now(name).await? {
+                Some(now) => Content::new(Tally::new(seed)).with_live(now.deleted(), tally()),
+                None => Content::new(tally()),
+            }
         }
     };
     let snapshot = Snapshot::begin(connection, name, consumers).await?;

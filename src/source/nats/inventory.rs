@@ -8,7 +8,7 @@ use super::{
     archive::Format,
     error::NatsError,
     plan::{MARK, is_marked},
-    ranges::Ranges,
+    ranges::{self, Ranges},
     server::{Connection, Version},
     tally::Mark,
 };
@@ -58,20 +58,44 @@ pub(super) struct StreamDetail {
 pub(super) struct Deleted {
     /// Everything before this sequence.
     pub(super) before: u64,
-    /// And these.
+    /// And these: there may be millions, so they are one text.
+    #[serde(with = "ranges::text")]
     pub(super) within: Ranges,
 }
 
-impl Deleted {
-    /// Of the `state` that `STREAM.INFO` tells where it is asked for `deleted_details`.
-    pub(super) fn of(state: &Value) -> Self {
-        let mut within = Ranges::default();
-        for sequence in state["deleted"].as_array().into_iter().flatten().filter_map(Value::as_u64) {
-            within.insert(sequence);
-        }
-        Self { before: state["first_seq"].as_u64().unwrap_or_default(), within }
+/// A stream as it is, read from `STREAM.INFO` without keeping more of it.
+#[derive(Debug, Deserialize)]
+pub(super) struct Now {
+    /// When it was made.
+    #[serde(default)]
+    pub(super) created: Value,
+    state: StateNow,
+}
+
+#[derive(Debug, Deserialize)]
+struct StateNow {
+    #[serde(default)]
+    first_seq: u64,
+    #[serde(default)]
+    last_seq: u64,
+    /// Where it was asked for (`deleted_details`): what is deleted between the first and the last message.
+    #[serde(default, deserialize_with = "ranges::of_numbers")]
+    deleted: Ranges,
+}
+
+impl Now {
+    /// The last sequence that ever was.
+    pub(super) fn last(&self) -> u64 {
+        self.state.last_seq
     }
 
+    /// What it has no more.
+    pub(super) fn deleted(self) -> Deleted {
+        Deleted { before: self.state.first_seq, within: self.state.deleted }
+    }
+}
+
+impl Deleted {
     /// Is this message one of them?
     pub(super) fn holds(&self, sequence: u64) -> bool {
         sequence < self.before || self.within.contains(sequence)

@@ -93,6 +93,11 @@ impl Ranges {
         self.iter().fold(0, |len: u64, (from, to)| len.saturating_add((to - from).saturating_add(1)))
     }
 
+    /// How many ranges, which is what it takes memory by.
+    pub fn parts(&self) -> usize {
+        self.before.len() + usize::from(self.last.is_some())
+    }
+
     /// Is nothing in?
     pub fn is_empty(&self) -> bool {
         self.last.is_none()
@@ -185,6 +190,84 @@ impl<'de> Deserialize<'de> for Ranges {
     }
 }
 
+/// Reads a JSON list of numbers, or null, into a set, without keeping the list.
+///
+/// # Errors
+/// Something else than numbers.
+pub fn of_numbers<'de, D: Deserializer<'de>>(from: D) -> Result<Ranges, D::Error> {
+    struct Numbers;
+    impl<'de> Visitor<'de> for Numbers {
+        type Value = Ranges;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of sequences")
+        }
+        fn visit_unit<E>(self) -> Result<Ranges, E> {
+            Ok(Ranges::new())
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> Result<Ranges, A::Error> {
+            let mut ranges = Ranges::new();
+            while let Some(number) = numbers.next_element()? {
+                ranges.insert(number);
+            }
+            Ok(ranges)
+        }
+    }
+    from.deserialize_any(Numbers)
+}
+
+/// A set as one short text: for each range how far behind the one before it begins, and, after `+`, how many more there are:
+/// `3+2 5` is 3, 4, 5 and 10.
+pub mod text {
+    use std::fmt::Write;
+
+    use super::{Deserialize, Deserializer, Error, Ranges, Serializer};
+
+    /// Writes the text.
+    ///
+    /// # Errors
+    /// What the serializer says.
+    pub fn serialize<S: Serializer>(ranges: &Ranges, to: S) -> Result<S::Ok, S::Error> {
+        let (mut text, mut end) = (String::new(), 0);
+        for (from, last) in ranges.iter() {
+            let space = if text.is_empty() { "" } else { " " };
+            // Writing to a string does not fail.
+            let _ = write!(text, "{space}{}", from - end);
+            if last > from {
+                let _ = write!(text, "+{}", last - from);
+            }
+            end = last;
+        }
+        to.serialize_str(&text)
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Another text.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Ranges, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
+        parse(&text).ok_or_else(|| D::Error::custom("not a set of sequences"))
+    }
+
+    fn parse(text: &str) -> Option<Ranges> {
+        let mut ranges = Ranges::new();
+        let mut end: u64 = 0;
+        for range in text.split_ascii_whitespace() {
+            let (behind, more) = range.split_once('+').unwrap_or((range, "0"));
+            let behind: u64 = behind.parse().ok()?;
+            // Ranges do not touch, or they would be one.
+            if behind < 2 && !ranges.is_empty() {
+                return None;
+            }
+            let from = end.checked_add(behind)?;
+            let last = from.checked_add(more.parse().ok()?)?;
+            ranges.push(from, last);
+            end = last;
+        }
+        Some(ranges)
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -234,7 +317,28 @@ mod tests {
             prop_assert!(apart(&left));
             prop_assert_eq!(left.first(usize::MAX), set.difference(&others).copied().collect::<Vec<_>>());
             let json = serde_json::to_string(&ranges).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Ranges>(&json).unwrap(), ranges);
+            prop_assert_eq!(serde_json::from_str::<Ranges>(&json).unwrap(), ranges.clone());
+            let json = serde_json::to_string(&AsText(ranges.clone())).unwrap();
+            prop_assert_eq!(serde_json::from_str::<AsText>(&json).unwrap().0, ranges.clone());
+            prop_assert_eq!(serde_json::from_str::<AsNumbers>(&serde_json::to_string(&numbers).unwrap()).unwrap().0, ranges);
+        }
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct AsText(#[serde(with = "text")] Ranges);
+
+    #[derive(Deserialize)]
+    struct AsNumbers(#[serde(deserialize_with = "of_numbers")] Ranges);
+
+    #[test]
+    fn as_text_it_is_short() {
+        let ranges: Ranges = [3, 4, 5, 10, u64::MAX].into_iter().collect();
+        let json = serde_json::to_string(&AsText(ranges.clone())).unwrap();
+        assert_eq!(json, "\"3+2 5 18446744073709551605\"");
+        assert!(serde_json::from_str::<AsText>("\"\"").unwrap().0.is_empty());
+        assert!(serde_json::from_str::<AsNumbers>("null").unwrap().0.is_empty());
+        for lie in ["1 1", "1+2 0", "x", "1+", "5 18446744073709551615", "-1", "1+-1"] {
+            assert!(serde_json::from_str::<AsText>(&format!("\"{lie}\"")).is_err(), "{lie}");
         }
     }
 

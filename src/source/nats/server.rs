@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use super::error::NatsError;
+use super::{error::NatsError, inventory::Now};
 use crate::config::NatsConfig;
 
 /// How long a connection may take to be made, login included.
@@ -212,6 +212,11 @@ impl Connection {
 
     /// One request to the API (`$JS.API.` and `subject`), with its answer as JSON.
     pub(super) async fn ask(&self, what: &str, subject: &str, body: &Value) -> Result<Value, NatsError> {
+        answered(&self.server, what, &self.bytes(what, subject, body).await?)
+    }
+
+    /// The same, with the answer as it came.
+    async fn bytes(&self, what: &str, subject: &str, body: &Value) -> Result<Bytes, NatsError> {
         let payload = match body {
             Value::Null => Bytes::new(),
             body => body.to_string().into(),
@@ -223,7 +228,7 @@ impl Connection {
             answer = self.client.request(format!("$JS.API.{subject}"), payload) => answer,
         };
         match answer {
-            Ok(message) => answered(&server, &what, &message.payload),
+            Ok(message) => Ok(message.payload),
             Err(error) => Err(match error.kind() {
                 RequestErrorKind::NoResponders => NatsError::NoJetStream { server },
                 RequestErrorKind::TimedOut => NatsError::NoAnswer { server, what },
@@ -314,6 +319,21 @@ impl Connection {
             Ok(info) => Ok(Some(info)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// What a stream has and has no more; none where there is no such stream.
+    pub(super) async fn now(&self, name: &str) -> Result<Option<Now>, NatsError> {
+        let what = format!("looking at stream `{name}`");
+        let answer = self.bytes(&what, &format!("STREAM.INFO.{name}"), &json!({"deleted_details": true})).await?;
+        // There may be millions of deleted messages: they are not read as JSON's values.
+        match serde_json::from_slice(&answer) {
+            Ok(now) => Ok(Some(now)),
+            Err(_) => match answered(&self.server, &what, &answer) {
+                Err(error) if error.is_not_found() => Ok(None),
+                Err(error) => Err(error),
+                Ok(answer) => Err(strange(&self.server, &what, &answer)),
+            },
         }
     }
 

@@ -10,7 +10,6 @@ use std::{collections::VecDeque, time::Duration};
 use async_nats::{StatusCode, Subscriber, subject::Subject};
 use bytes::Bytes;
 use futures::StreamExt;
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::{sync::mpsc, time::Instant};
 
@@ -57,8 +56,8 @@ pub(super) struct Snapshot {
     /// The answer: `config` and `state`.
     pub(super) answer: Value,
     /// When it was asked for, and when the answer came.
-    pub(super) asked: Timestamp,
-    pub(super) answered: Timestamp,
+    pub(super) asked: std::time::Instant,
+    pub(super) answered: std::time::Instant,
     chunks: Subscriber,
     stream: String,
 }
@@ -79,9 +78,9 @@ impl Snapshot {
         // Nobody sends to whom nobody listens; what is sent on one connection is read in order, so the server knows when it is asked.
         let (chunk, _) = pace(connection.version);
         let body = json!({"deliver_subject": inbox, "no_consumers": !consumers, "chunk_size": chunk});
-        let asked = Timestamp::now();
+        let asked = std::time::Instant::now();
         let answer = connection.ask(&what, &format!("STREAM.SNAPSHOT.{stream}"), &body).await?;
-        Ok(Self { answer, asked, answered: Timestamp::now(), chunks, stream: stream.to_owned() })
+        Ok(Self { answer, asked, answered: std::time::Instant::now(), chunks, stream: stream.to_owned() })
     }
 
     /// Passes every chunk on, to the end that the server says. That it was the end only the archive itself can tell.

@@ -26,6 +26,8 @@ pub const MOST_SUBJECTS: usize = 10_000;
 pub const MOST_NAMES: usize = 4 * 1024 * 1024;
 /// Sums by the subject's hash, beyond that.
 pub const BUCKETS: usize = 4096;
+/// Ranges of sequences that are kept: some 20 MiB. A stream with more holes than that is compared by its sums alone.
+pub const MOST_RANGES: usize = 500_000;
 /// Messages up to this length are hashed in one piece, which is faster for them.
 const SHORT: usize = 4096;
 
@@ -112,7 +114,7 @@ impl Tally {
         }
     }
 
-    /// Also keeps the set of sequences. It takes memory by the holes in it: some 40 bytes each.
+    /// Also keeps the set of sequences, unless it has more than [`MOST_RANGES`] ranges.
     pub fn keeping_sequences(mut self) -> Self {
         self.seen = Some(Ranges::new());
         self
@@ -229,6 +231,9 @@ impl Visitor for Tally {
         }
         if let Some(seen) = &mut self.seen {
             seen.insert(seq);
+            if seen.parts() > MOST_RANGES {
+                self.seen = None;
+            }
         }
         self.count_by_subject(subject, bytes, hash);
         if let Some(progress) = &self.progress {
@@ -467,6 +472,18 @@ mod tests {
         let difference = told.difference(&exact, 3).unwrap();
         assert_eq!((difference.lost, difference.extra, difference.changed), (500, 0, 0));
         assert_eq!(exact.difference(&told, 3).unwrap().extra, 500);
+    }
+
+    #[test]
+    fn more_holes_than_can_be_kept_are_not_kept() {
+        let mut tally = tally().keeping_sequences();
+        for n in 0..=MOST_RANGES as u64 {
+            assert!(tally.seen.is_some());
+            tally.message(&message(n * 2 + 1, b"a", b"")).unwrap();
+        }
+        let counted = tally.finish();
+        assert!(counted.seen.is_none());
+        assert_eq!(counted.counts.all.rows, MOST_RANGES as u64 + 1);
     }
 
     #[test]
