@@ -9,8 +9,9 @@ use super::{arguments::Global, output::wants_color, progress};
 /// Starts logging for the life of the process.
 pub(super) fn start(global: &Global) {
     let level = match (global.quiet, global.verbose) {
-        (true, _) => "error",
-        (_, 0) => "warn,altlas_backup=info",
+        // What NATS' client says of an error, our own error says with its next step.
+        (true, _) => "error,async_nats=off",
+        (_, 0) => "warn,altlas_backup=info,async_nats=off",
         (_, 1) => "info,altlas_backup=debug",
         // How the SDK looks for an endpoint is told with the credentials: not the secret, but the key's id.
         _ => "debug,aws_smithy_runtime::client::orchestrator::endpoints=info",

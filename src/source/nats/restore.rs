@@ -183,7 +183,9 @@ impl NatsRestore {
                 )
             }
             (Stage::Loading { deleted }, _) => {
-                let half = match self.remove(stream, connection).await {
+                // Of an archive that is another than the manifest's nobody can say what came after it.
+                let other = matches!(error, SourceError::Nats(NatsError::NotCaptured { .. }));
+                let half = match self.remove(stream, connection, other).await {
                     Removal::Gone => format!("nothing is left of stream `{name}`"),
                     Removal::Stays(why) => format!(
                         "what is there of stream `{name}` could not be removed ({why}): look at it, and delete it or restore again with `--overwrite`"
@@ -201,12 +203,18 @@ impl NatsRestore {
         }
     }
 
-    /// Deletes what is there of a stream that we began, until nothing appears any more.
-    async fn remove(&self, stream: &Stored, connection: &mut Connection) -> Removal {
+    /// Deletes what is there of a stream that we began, until nothing appears any more. Where the archive is an `other` one than the
+    /// manifest's, whatever bears our mark is ours.
+    async fn remove(&self, stream: &Stored, connection: &mut Connection, other: bool) -> Removal {
+        let mark = self.snapshot.tail();
         let began = Instant::now();
         let mut why = String::new();
+        // What was said on the old one is no answer to what is asked now.
+        if let Ok(new) = self.server.connect().await {
+            *connection = new;
+        }
         while began.elapsed() < REMOVING {
-            match remove_ours(connection, stream).await {
+            match remove_ours(connection, stream, Some(mark.as_str()).filter(|_| other)).await {
                 Ok(Left::Nothing) if began.elapsed() >= MAY_APPEAR => return Removal::Gone,
                 Ok(Left::Nothing | Left::Deleted) => {}
                 Ok(Left::Anothers) => return Removal::Stays("it holds what came after the backup".into()),
@@ -235,14 +243,15 @@ enum Left {
     Anothers,
 }
 
-/// Looks for a stream and deletes it if it is what a restore of `stream` left.
-async fn remove_ours(connection: &Connection, stream: &Stored) -> Result<Left, NatsError> {
+/// Looks for a stream and deletes it if it is what a restore of `stream` left: nothing in it is newer, or it bears this mark.
+async fn remove_ours(connection: &Connection, stream: &Stored, mark: Option<&str>) -> Result<Left, NatsError> {
     let name = &stream.detail.name;
-    match connection.stream(name, &Value::Null).await? {
-        None => Ok(Left::Nothing),
-        Some(info) if !stream.detail.holds_nothing_newer(&info["state"]) => Ok(Left::Anothers),
-        Some(_) => connection.delete(name).await.map(|_| Left::Deleted),
+    let Some(info) = connection.stream(name, &Value::Null).await? else { return Ok(Left::Nothing) };
+    let marked = mark.is_some_and(|mark| info["config"]["metadata"][MARK] == mark);
+    if !marked && !stream.detail.holds_nothing_newer(&info["state"]) {
+        return Ok(Left::Anothers);
     }
+    connection.delete(name).await.map(|_| Left::Deleted)
 }
 
 /// One stream's restore.
@@ -275,7 +284,7 @@ impl One<'_> {
         }
         let begun = || (done.begun, done.stage) = (true, Stage::Loading { deleted: replaces });
         let archived = load(self.connection, snapshot, self.stream, &config, begun).await?;
-        self.consumers(&archived, notes).await?;
+        let consumers_are_same = self.consumers(&archived, notes).await?;
         snapshot.progress().set_phase(format!("comparing stream `{name}`"));
         // What was published since then is not ours to compare.
         let last = archived.last();
@@ -290,7 +299,7 @@ impl One<'_> {
             let what = format!("completing stream `{name}`");
             self.connection.ask(&what, &format!("STREAM.UPDATE.{name}"), &self.stream.detail.config).await?;
         }
-        let compared = match verdict.inconclusive {
+        let compared = match verdict.inconclusive || !consumers_are_same {
             true => Compared::Inconclusive,
             false => self.configuration(notes).await?,
         };
@@ -311,8 +320,9 @@ impl One<'_> {
         Ok(Compared::Inconclusive)
     }
 
-    /// Makes consumers that were listed and did not come with the archive, and says which the server lets begin again.
-    async fn consumers(&self, archived: &Archived, notes: &mut Vec<String>) -> Result<(), NatsError> {
+    /// Makes consumers that were listed and did not come with the archive, and says which the server lets begin again. Are those that came
+    /// configured as they were?
+    async fn consumers(&self, archived: &Archived, notes: &mut Vec<String>) -> Result<bool, NatsError> {
         let detail = &self.stream.detail;
         let there = self.connection.consumers(&detail.name).await?;
         for (name, info) in there.iter().filter(|(_, info)| number(&info["delivered"], "consumer_seq") == 0) {
@@ -321,9 +331,16 @@ impl One<'_> {
             let again = was.filter(|was| was.ack_floor.stream < floor).and_then(|was| compare::began_again(name, &was));
             notes.extend(again.map(|again| format!("stream `{}`: {again}", detail.name)));
         }
+        let mut same = true;
         for consumer in &detail.consumers {
             let Some(name) = consumer["name"].as_str() else { continue };
-            if there.iter().any(|(there, _)| there == name) {
+            if let Some((_, info)) = there.iter().find(|(there, _)| there == name) {
+                let differences = config_differences(&consumer["config"], &info["config"]);
+                if !differences.is_empty() {
+                    same = false;
+                    let what = report::list(&differences, 5);
+                    notes.push(format!("consumer `{name}` of stream `{}` is another: {what}", detail.name));
+                }
                 continue;
             }
             let Some(durable) = consumer["config"]["durable_name"].as_str() else {
@@ -345,7 +362,7 @@ impl One<'_> {
             self.connection.ask(&what, &format!("CONSUMER.DURABLE.CREATE.{}.{durable}", detail.name), &body).await?;
             notes.push(format!("consumer `{name}` of stream `{}` was made again, from message {}", detail.name, from));
         }
-        Ok(())
+        Ok(same)
     }
 }
 

@@ -341,7 +341,7 @@ fn an_archive_that_lacks_what_the_manifest_says() {
     let blocks: &[(Change, &str)] = &[
         (|detail| detail["config"]["max_msgs"] = 7.into(), "its archive's configuration: `max_msgs` was 7 and is 1000"),
         // A message whose record is in the archive, of which the manifest does not say that it was deleted.
-        (|detail| detail["deleted"]["within"] = json!([]), "it lacks 1 message (7)"),
+        (|detail| detail["deleted"]["within"] = "".into(), "it lacks 1 message (7)"),
     ];
     for version in NatsVersion::ENDS {
         let source = with_jobs(version);
