@@ -256,7 +256,10 @@ impl<'a> Run<'a> {
                         return Err(error.into());
                     };
                     tracing::warn!("{error}; trying again");
-                    tokio::time::sleep(*delay).await;
+                    // A server that has sent all of it is done with it.
+                    if !matches!(error, NatsError::Archive { .. } | NatsError::Lacks { .. }) {
+                        tokio::time::sleep(*delay).await;
+                    }
                 }
                 Err(error) => return Err(error),
             }
