@@ -210,6 +210,14 @@ impl NatsError {
         matches!(self, Self::Said { code: 10059 | 10014, .. })
     }
 
+    /// Is it that there is such a stream, or no room beside it?
+    pub(super) fn is_of_what_is_there(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { code: 10002 | 10023 | 10026 | 10027 | 10028 | 10047 | 10058 | 10065 | 10077 | 10130, .. }
+        )
+    }
+
     /// Will another try end in the same way?
     pub(super) fn is_permanent(&self) -> bool {
         match self {

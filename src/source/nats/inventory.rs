@@ -241,3 +241,44 @@ impl StreamDetail {
         about
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A stream of which ten messages were announced, and twelve were in the archive.
+    #[test]
+    fn what_a_restore_may_have_made_is_told_from_what_came_since() {
+        let time: Timestamp = "2026-01-02T03:04:05.000000012Z".parse().unwrap();
+        let detail = StreamDetail {
+            name: "S".into(),
+            archive: Format::Blocks,
+            config: json!({}),
+            state: json!({ "last_seq": 10 }),
+            consumers: Vec::new(),
+            absent: Vec::new(),
+            cut_at: time,
+            cut_error_seconds: 0.0,
+            largest: 1,
+            last: Some(Mark { seq: 12, time: i64::try_from(time.as_nanosecond()).unwrap() }),
+            deleted: None,
+        };
+        for (messages, last, time, want) in [
+            (10, 10, "2026-01-02T03:04:05Z", true),
+            (12, 12, "2026-01-02T03:04:05.000000012Z", true),
+            (12, 12, "2026-01-02T03:04:05.000000013Z", false),
+            (1, 13, "2026-01-02T03:04:05Z", false),
+            (1, 1, "2026-01-02T03:04:06Z", false),
+            (0, 12, "0001-01-01T00:00:00Z", true),
+            (0, 13, "0001-01-01T00:00:00Z", false),
+            (1, 1, "never", false),
+        ] {
+            let state = json!({ "messages": messages, "last_seq": last, "last_ts": time });
+            assert_eq!(detail.holds_nothing_newer(&state), want, "{state}");
+        }
+        assert!(!detail.holds_nothing_newer(&json!({ "messages": 0 })), "of which nobody can say");
+    }
+}

@@ -32,6 +32,34 @@ const ANSWERS: Duration = Duration::from_secs(60);
 /// How long the last answer may take: some servers store everything only then.
 const FINISHES: Duration = Duration::from_secs(6 * 3600);
 
+/// Would the server take this stream if none of its name were there? Asked while one is there, it begins nothing, and says what else is
+/// in the way: that we may not, or what is wrong with the configuration.
+pub(super) async fn would_take(
+    connection: &Connection,
+    stream: &str,
+    config: &Value,
+    state: &Value,
+) -> Result<(), NatsError> {
+    let what = format!("restoring stream `{stream}`");
+    connection.may_publish(&what, format!("$JS.SNAPSHOT.RESTORE.{stream}.probe")).await?;
+    match ask(connection, stream, config, state).await {
+        Err(error @ NatsError::Refused { .. }) if !error.is_of_what_is_there() => Err(error),
+        // Where it is gone meanwhile, the server forgets a restore that nothing comes for.
+        Ok(_) | Err(NatsError::Refused { .. }) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn ask(connection: &Connection, stream: &str, config: &Value, state: &Value) -> Result<Value, NatsError> {
+    let body = json!({"config": config, "state": state});
+    match connection.ask(&format!("restoring stream `{stream}`"), &format!("STREAM.RESTORE.{stream}"), &body).await {
+        Err(NatsError::Said { server, code, text, .. }) => {
+            Err(NatsError::Refused { server, stream: stream.to_owned(), code, text })
+        }
+        answer => answer,
+    }
+}
+
 /// A restore that the server has begun.
 pub(super) struct Load<'a> {
     connection: &'a Connection,
@@ -59,13 +87,7 @@ impl<'a> Load<'a> {
         let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.clone() };
         let inbox = connection.client.new_inbox();
         let answers = connection.client.subscribe(inbox.clone()).await.map_err(lost)?;
-        let body = json!({"config": config, "state": state});
-        let answer = match connection.ask(&what, &format!("STREAM.RESTORE.{stream}"), &body).await {
-            Err(NatsError::Said { server, code, text, .. }) => {
-                return Err(NatsError::Refused { server, stream: stream.to_owned(), code, text });
-            }
-            answer => answer?,
-        };
+        let answer = ask(connection, stream, config, state).await?;
         let Some(subject) = answer["deliver_subject"].as_str().filter(|subject| !subject.is_empty()) else {
             let text = answer.to_string().chars().take(200).collect();
             return Err(NatsError::Strange { server: connection.server.clone(), what, text });

@@ -19,7 +19,6 @@ mod snapshot;
 pub mod tally;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use secrecy::SecretString;
 use serde_json::Value;
 
@@ -58,11 +57,9 @@ impl NatsSource {
         let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
         let connection = server.connect().await?;
         add(Level::Ok, format!("{} is NATS {}, reached {}", server.name(), connection.version, server.login()));
-        // Large streams need it, small ones do not: better to hear of it now. A complaint comes before the next answer.
+        // Large streams need it, small ones do not: better to hear of it now.
         let what = "acknowledging chunks of a snapshot ($JS.SNAPSHOT.ACK.>)";
-        let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.into() };
-        connection.client.publish("$JS.SNAPSHOT.ACK.probe.probe.0.0", Bytes::new()).await.map_err(lost)?;
-        connection.ask(what, "INFO", &Value::Null).await?;
+        connection.may_publish(what, "$JS.SNAPSHOT.ACK.probe.probe.0.0".into()).await?;
         let inventory = Inventory::take(&connection, &server.config.streams).await?;
         // Of a stream that is nowhere: whoever may ask hears that it is not there.
         for (what, subject) in [

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     compare::{self, Archived},
     error::NatsError,
-    load::Load,
+    load::{self, Load},
     plan::{KNOWS_METADATA, MARK, Stored, artifact, config_differences, is_leftover, number},
     server::{Connection, Server},
 };
@@ -269,12 +269,6 @@ impl One<'_> {
         notes: &mut Vec<String>,
     ) -> Result<RestoredItem, SourceError> {
         let (name, snapshot) = (&self.stream.detail.name, &self.restore.snapshot);
-        if replaces {
-            snapshot.progress().set_phase(format!("deleting stream `{name}`"));
-            self.connection.delete(name).await?;
-            (done.begun, done.stage) = (true, Stage::Deleted);
-        }
-        snapshot.progress().set_phase(format!("restoring stream `{name}`"));
         let marks = self.connection.version >= KNOWS_METADATA;
         let mut config = self.stream.detail.config.clone();
         if marks {
@@ -282,6 +276,13 @@ impl One<'_> {
             // A sealed stream cannot be changed any more, and it will be.
             config["sealed"] = false.into();
         }
+        if replaces {
+            snapshot.progress().set_phase(format!("deleting stream `{name}`"));
+            load::would_take(self.connection, name, &config, &self.stream.detail.state).await?;
+            self.connection.delete(name).await?;
+            (done.begun, done.stage) = (true, Stage::Deleted);
+        }
+        snapshot.progress().set_phase(format!("restoring stream `{name}`"));
         let begun = || (done.begun, done.stage) = (true, Stage::Loading { deleted: replaces });
         let archived = load(self.connection, snapshot, self.stream, &config, begun).await?;
         let consumers_are_same = self.consumers(&archived, notes).await?;

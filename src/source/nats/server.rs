@@ -337,6 +337,14 @@ impl Connection {
         }
     }
 
+    /// Publishes nothing on a subject that nobody listens on, to learn whether we may.
+    pub(super) async fn may_publish(&self, what: &str, subject: String) -> Result<(), NatsError> {
+        let lost = |_| NatsError::Lost { server: self.server.clone(), what: what.to_owned() };
+        self.client.publish(subject, Bytes::new()).await.map_err(lost)?;
+        // A complaint comes before the next answer.
+        self.ask(what, "INFO", &Value::Null).await.map(|_| ())
+    }
+
     /// Deletes a stream with its consumers; false where there is none.
     pub(super) async fn delete(&self, name: &str) -> Result<bool, NatsError> {
         match self.ask(&format!("deleting stream `{name}`"), &format!("STREAM.DELETE.{name}"), &Value::Null).await {

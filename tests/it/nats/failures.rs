@@ -5,9 +5,12 @@ use std::{
     net::TcpListener,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{
+            AtomicBool, AtomicU32,
+            Ordering::{self, SeqCst},
+        },
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
@@ -23,7 +26,8 @@ use crate::{
         free_port,
         mode::Mode,
         nats::{Connection, Nats, NatsVersion, Setup},
-        proxy::Way,
+        proxy::{Step, Way},
+        wait_for,
         workspace::Workspace,
     },
 };
@@ -356,6 +360,50 @@ fn deleted_in_the_middle(version: NatsVersion, beside: bool, literal: bool) {
         server.digest(&one).assert_same(&target.digest(&one));
     }
     assert!(!target.streams().contains(&"LARGE".to_owned()));
+}
+
+/// A stream that is deleted and made again while its archive is on its way is another one: it is captured anew.
+#[test]
+fn a_stream_that_is_made_again_in_the_middle() {
+    for version in NatsVersion::ENDS {
+        let source = Nats::start(version);
+        let make = |source: &Nats, word: &str| {
+            create(source, "FILES", "file");
+            for n in 0..20 {
+                source.publish("files", format!("{word} {n}").as_bytes());
+            }
+        };
+        make(&source, "old");
+        let proxy = before(&source);
+        let mut workspace = initialised(Mode::Clear, &source);
+        through(&mut workspace, &source, &proxy);
+        let (go, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (asked, done) = (go.clone(), made.clone());
+        // What is there no more is asked for when the archive has come.
+        proxy.on_bytes(move |way, _, bytes| {
+            if way == Way::Up && !done.load(SeqCst) && String::from_utf8_lossy(&bytes).contains("deleted_details") {
+                asked.store(true, SeqCst);
+                let until = Instant::now() + SOON;
+                while !done.load(SeqCst) && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            vec![Step::Send(bytes)]
+        });
+        let running = workspace.run(&["--json", "backup"]).spawn();
+        wait_for("the archive to be there", SOON, || go.load(SeqCst).then_some(()));
+        source.delete_stream("FILES");
+        make(&source, "new");
+        for seq in [3, 4, 5] {
+            source.ask("STREAM.MSG.DELETE.FILES", &json!({ "seq": seq }));
+        }
+        made.store(true, SeqCst);
+        let report = running.wait().assert_code(0).json();
+        assert_eq!(report["state"], "complete", "{report}");
+        let target = Nats::start(version);
+        super::restore(&workspace, &target, &[]).ok();
+        source.digest(&["--messages"]).assert_same(&target.digest(&["--messages"]));
+    }
 }
 
 fn restore_by_id(workspace: &Workspace, id: &str, target: &Nats) -> Run {

@@ -15,12 +15,13 @@ use altlas_backup::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use super::{before, initialised, restore};
+use super::{SOON, before, initialised, restore};
 use crate::support::{
     forge,
     mode::{Mode, in_both_modes},
     nats::{Nats, NatsVersion},
     proxy::{Step, Way},
+    wait_for,
     workspace::Workspace,
 };
 
@@ -375,4 +376,21 @@ fn a_server_that_is_too_old_is_refused() {
         assert!(error.contains(word), "{error}");
     }
     assert_eq!(scratch.streams(), [JOBS], "what is there was not touched");
+}
+
+/// Messages whose own time is over do not come back, and that is no difference; a message that has no such time must.
+#[test]
+fn messages_with_a_time_of_their_own() {
+    let source = Nats::start(V215);
+    source.ask("STREAM.CREATE.JOBS", &json!({ "name": "JOBS", "subjects": ["jobs"], "allow_msg_ttl": true }));
+    for (ttl, payload) in [("never", "stays"), ("15s", "goes"), ("1h", "stays too")] {
+        let header = format!("NATS/1.0\r\nNats-TTL: {ttl}\r\n\r\n");
+        source.connection().publish_with_header("jobs", header.as_bytes(), payload.as_bytes()).unwrap();
+    }
+    wait_for("three messages", SOON, || (source.messages(JOBS) == 3).then_some(()));
+    let workspace = initialised(Mode::Clear, &source);
+    let backup = back_up(&workspace);
+    wait_for("one to be over", SOON, || (source.messages(JOBS) == 2).then_some(()));
+    let proofs = proven(&workspace, &backup, &Nats::start(V215));
+    assert_eq!(proofs[0].notes, ["1 message not there any more: their time is over"], "{proofs:?}");
 }

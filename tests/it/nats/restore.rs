@@ -18,7 +18,7 @@ use crate::{
         library::Library,
         mode::{Mode, in_both_modes},
         nats::{Connection, Nats, NatsVersion, Setup},
-        proxy::{Step, Way},
+        proxy::{Step, TcpProxy, Way},
         wait_for,
         workspace::Workspace,
     },
@@ -385,6 +385,142 @@ fn what_a_killed_restore_left() {
     source.digest(&[]).assert_same(&target.digest(&[]));
     assert_eq!(target.publish("many.1", b"more"), 40_001);
     assert_eq!(target.messages("MANY"), 40_001);
+}
+
+/// What bears the mark, and was used since, is somebody's: it goes by order only.
+#[test]
+fn a_marked_stream_that_was_used_since() {
+    let (source, workspace) = backed_up(Mode::Clear, V215, "altlas", 50);
+    let target = Nats::start(V215);
+    restore(&workspace, &target, &[]).ok();
+    let mut config = target.info("LAST_FILES")["config"].clone();
+    config["metadata"]["altlas-backup.restoring"] = "somewhen".into();
+    target.ask("STREAM.UPDATE.LAST_FILES", &config);
+    target.delete_stream("LAST_FILES_DEAD");
+    target.delete_stream("KV_archive-settings");
+    target.publish("last.files", b"somebody's");
+    let was = target.digest(&["--messages"]);
+    restore(&workspace, &target, &[]).output().assert_error(6, &["`LAST_FILES` (51 messages)", "--overwrite"]);
+    was.assert_same(&target.digest(&["--messages"]));
+    restore(&workspace, &target, &["--overwrite"]).ok();
+    source.digest(&["--messages"]).assert_same(&target.digest(&["--messages"]));
+}
+
+/// A half restored stream of a source is no backup of it: the others are captured, and `doctor` says so too.
+#[test]
+fn a_marked_stream_in_the_source() {
+    let source = Nats::start(V215);
+    for (name, metadata) in [("WHOLE", json!({})), ("HALF", json!({ "altlas-backup.restoring": "somewhen" }))] {
+        source
+            .ask(&format!("STREAM.CREATE.{name}"), &json!({ "name": name, "subjects": [name], "metadata": metadata }));
+        source.publish(name, b"a message");
+    }
+    let workspace = initialised(Mode::Clear, &source);
+    let told = workspace.run(&["doctor"]).output().assert_code(1);
+    assert!(told.text().contains("`HALF` is half restored"), "{}", told.text());
+    let report = workspace.run(&["--json", "backup"]).output().assert_code(5).json();
+    let failed = &report["sources"][0]["failed"];
+    assert!(failed[0].as_str().is_some_and(|text| text.contains("`HALF` is half restored")), "{report}");
+    let target = Nats::start(V215);
+    workspace
+        .run(&[
+            "restore",
+            report["backup"].as_str().unwrap(),
+            "--yes",
+            "--target",
+            &format!("messages={}", target.url_with_user()),
+        ])
+        .env("ALTLAS_BACKUP_TARGET_MESSAGES_PASSWORD", target.password())
+        .ok();
+    assert_eq!(target.streams(), ["WHOLE"]);
+}
+
+/// Does this before the target is asked for the stream that was restored into it: what it has deleted, or all of it at once.
+fn before_it_is_compared(target: &Nats, stream: &str, meanwhile: impl FnOnce() + Send + 'static) -> TcpProxy {
+    let proxy = before(target);
+    let (asked, mut meanwhile) = (format!("$JS.API.STREAM.SNAPSHOT.{stream} "), Some(meanwhile));
+    proxy.on_bytes(move |way, _, bytes| {
+        if way == Way::Up
+            && [asked.as_str(), "deleted_details"].iter().any(|asked| String::from_utf8_lossy(&bytes).contains(asked))
+            && let Some(meanwhile) = meanwhile.take()
+        {
+            meanwhile();
+        }
+        vec![Step::Send(bytes)]
+    });
+    proxy
+}
+
+/// What a target in use has lost before it was compared is excused only by what may have taken it.
+#[test]
+fn what_goes_from_a_target_before_it_is_compared() {
+    let hour = 3_600_000_000_000_u64;
+    for version in NatsVersion::ENDS {
+        for (config, meanwhile, code, words) in [
+            // No consumer has had them.
+            (
+                json!({ "retention": "workqueue" }),
+                ("STREAM.PURGE.WORK", json!({ "keep": 3 })),
+                1,
+                "it lacks 7 messages",
+            ),
+            // Young ones do not go by age.
+            (json!({ "max_age": hour }), ("STREAM.MSG.DELETE.WORK", json!({ "seq": 5 })), 1, "it lacks 1 message (5)"),
+            // A limit, which nothing has reached.
+            (json!({ "max_msgs": 20 }), ("STREAM.PURGE.WORK", json!({ "keep": 9 })), 1, "it lacks 1 message (1)"),
+            // One that something may have.
+            (json!({ "max_msgs": 10 }), ("work", json!("the eleventh")), 4, "newer ones may have taken their place"),
+        ] {
+            let source = Nats::start(version);
+            let mut create = json!({ "name": "WORK", "subjects": ["work"] });
+            create.as_object_mut().unwrap().extend(config.as_object().unwrap().clone());
+            source.ask("STREAM.CREATE.WORK", &create);
+            for n in 0..10 {
+                source.publish("work", format!("job {n}").as_bytes());
+            }
+            let workspace = initialised(Mode::Clear, &source);
+            back_up(&workspace);
+            let target = Nats::start(version);
+            let (port, password) = (target.port(), target.password().to_owned());
+            let proxy = before_it_is_compared(&target, "WORK", move || {
+                let mut connection = Connection::open(port, &json!({ "user": "backup", "pass": password })).unwrap();
+                let (subject, body) = meanwhile;
+                let subject = if subject == "work" { subject.to_owned() } else { format!("$JS.API.{subject}") };
+                let answer = connection.request(&subject, body.to_string().as_bytes()).unwrap();
+                assert!(answer.json()["error"].is_null(), "{}", answer.json());
+            });
+            let url = format!("nats://{}@127.0.0.1:{}", target.user(), proxy.port());
+            let output = restore_at(&workspace, &url, &target, &[]).output().assert_code(code);
+            assert!(output.text().contains(words), "{version:?}\n{}", output.text());
+            assert_eq!(target.streams(), ["WORK"], "what differs is left to be looked at");
+        }
+    }
+}
+
+/// A consumer that an archive lacks, and that had been given nothing, is made to begin where it stood: not where its `new` would mean now.
+#[test]
+fn a_consumer_in_memory_that_was_given_nothing() {
+    let source = Nats::start(V29);
+    source.ask("STREAM.CREATE.JOBS", &json!({ "name": "JOBS", "subjects": ["jobs"] }));
+    for (name, policy) in [("new", "new"), ("all", "all"), ("last", "last")] {
+        let config =
+            json!({ "durable_name": name, "ack_policy": "explicit", "mem_storage": true, "deliver_policy": policy });
+        source
+            .ask(&format!("CONSUMER.DURABLE.CREATE.JOBS.{name}"), &json!({ "stream_name": "JOBS", "config": config }));
+    }
+    for _ in 0..5 {
+        source.publish("jobs", b"a job");
+    }
+    let workspace = initialised(Mode::Clear, &source);
+    back_up(&workspace);
+    for version in NatsVersion::ENDS {
+        let target = Nats::start(version);
+        restore(&workspace, &target, &[]).ok();
+        for name in ["new", "all", "last"] {
+            assert_eq!(source.consumer_info("JOBS", name)["num_pending"], 5, "{name}");
+            assert_eq!(target.consumer_info("JOBS", name)["num_pending"], 5, "{name} of {version:?}");
+        }
+    }
 }
 
 /// A server with these limits for its one account, traced.
