@@ -274,7 +274,10 @@ fn interrupted_restores(version: NatsVersion, what: What, random: &mut StdRng) {
         let happened = gate.act(&mut running, || happen(what, &mut target, &proxy));
         let output = running.wait();
         let about = format!("{} {what:?} at byte {at} of {all}: {}", version.number(), output.text());
-        assert!(happened || output.code == Some(0), "{about}");
+        // Seen once in 40: a 2.15 that was killed in the middle of a restore refuses the next one of that stream, though it was deleted.
+        let refused =
+            version == NatsVersion::V215 && output.text().contains("expected sequence does not match store (10062)");
+        assert!(happened || output.code == Some(0) || refused, "{about}");
         wait_for("the target", SOON, || target.try_connection().ok());
         let there = assert_whole(&target, &expected, &about);
         match output.code {
@@ -320,7 +323,7 @@ fn a_target_that_stays_away() {
     let gate = Gate::at(&proxy, 500_000);
     let mut running = restore_at(&workspace, &url, &target, &["--json"]).deadline(SOON * 3).spawn();
     assert!(gate.act(&mut running, || target.kill()));
-    let output = running.wait().assert_error(1, &["`MANY`", "could not be removed", "nats stream rm MANY"]);
+    let output = running.wait().assert_error(1, &["`MANY`", "could not be removed", "`--overwrite`"]);
     start_again(&mut target);
     proxy.reset();
     wait_for("the target", SOON, || target.try_connection().ok());
