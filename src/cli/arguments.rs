@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{operation::VerifyLevel, repository::Selector};
+use crate::repository::{Level, Selector};
 
 /// Backs up PostgreSQL, Redis and NATS JetStream to S3-compatible storage and proves that what it stored can be restored.
 #[derive(Debug, Parser)]
@@ -79,7 +79,7 @@ pub(super) enum Command {
         backup: Selector,
         /// How deep: `presence` lists every object, `content` reads every byte, `restore` is not in this version yet
         #[arg(long, default_value = "restore", value_name = "presence|content|restore")]
-        level: VerifyLevel,
+        level: Level,
     },
     /// Restore a backup: shows the plan first, touches nothing before it is confirmed
     Restore(Restore),

@@ -25,7 +25,7 @@ fn list_text(report: &ListReport) -> String {
     let mut problems = String::new();
     for backup in &report.backups {
         rows.push(match backup {
-            ListedBackup::Good { head } => {
+            ListedBackup::Good { head, verdict, .. } => {
                 let sum = |of: fn(&crate::repository::Sizes) -> u64| {
                     report::bytes(head.sources.iter().map(|source| of(&source.sizes)).sum())
                 };
@@ -45,7 +45,7 @@ fn list_text(report: &ListReport) -> String {
                     report::time(head.started),
                     report::ago(head.started, report.now),
                     head.state.to_string(),
-                    "unverified".to_owned(),
+                    (*verdict).to_owned(),
                     report::list(&sources, 4),
                     sum(|sizes| sizes.raw),
                     sum(|sizes| sizes.stored),
@@ -81,9 +81,10 @@ pub(super) async fn show(context: &Context, selector: &Selector, output: &Output
 fn show_text(shown: &ShownBackup) -> String {
     let head = &shown.head;
     let mut text = format!(
-        "backup {}: {}, unverified\nstarted {} ({}), finished {}\nepoch {}, made by {}, in {}\n",
+        "backup {}: {}, {}\nstarted {} ({}), finished {}\nepoch {}, made by {}, in {}\n",
         head.backup,
         head.state,
+        shown.verdict,
         report::time(head.started),
         report::ago(head.started, shown.now),
         report::time(head.finished),

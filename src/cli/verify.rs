@@ -5,17 +5,12 @@ use super::{
     progress,
 };
 use crate::{
-    operation::{self, Context, Error, Incomplete, VerifyLevel, VerifyReport, exit},
+    operation::{self, Context, Error, Incomplete, VerifyReport, exit},
     report,
-    repository::Selector,
+    repository::{Level, Selector},
 };
 
-pub(super) async fn run(
-    context: &Context,
-    selector: &Selector,
-    level: VerifyLevel,
-    output: &Output,
-) -> Result<u8, Error> {
+pub(super) async fn run(context: &Context, selector: &Selector, level: Level, output: &Output) -> Result<u8, Error> {
     let report = {
         let _shown = progress::show(context.progress.clone(), output);
         operation::verify(context, selector, level).await?
@@ -61,9 +56,9 @@ fn text(report: &VerifyReport, output: &Output) -> String {
         }
     }
     let level = match report.level {
-        VerifyLevel::Presence => "presence",
-        VerifyLevel::Content => "content",
-        VerifyLevel::Restore => "restore",
+        Level::Presence => "presence",
+        Level::Content => "content",
+        Level::Restore => "restore",
     };
     if !report.problems.is_empty() {
         let n = report::count(report.problems.len() as u64, "problem");
@@ -71,7 +66,7 @@ fn text(report: &VerifyReport, output: &Output) -> String {
         return text;
     }
     let what = match report.level {
-        VerifyLevel::Presence => format!("every one of {} is there in its size", report::count(report.parts, "part")),
+        Level::Presence => format!("every one of {} is there in its size", report::count(report.parts, "part")),
         _ => format!(
             "{}, {} and {} read and equal to what was captured",
             report::count(report.parts, "part"),

@@ -38,6 +38,11 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
+    /// A server on this machine.
+    pub(super) fn local(form: &'static Form, port: u16, user: Option<&str>) -> Self {
+        Self { form, host: "127.0.0.1".to_owned(), port, user: user.map(str::to_owned) }
+    }
+
     pub(super) fn parse(form: &'static Form, text: &str) -> Result<Self, UrlProblem> {
         let wrong = |problem: &str| Err(UrlProblem::Bad(problem.to_owned(), Some(format!("write {}", form.example))));
         let rest = match text.split_once("://") {

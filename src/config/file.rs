@@ -18,7 +18,7 @@ use super::url::{RepositoryUrl, parse_endpoint};
 use super::{
     BackupConfig, Config, DEFAULT_COMPRESSION_LEVEL, EncryptionConfig, Limits, NamePattern, NatsConfig, PasswordSource,
     PostgresConfig, PostgresHost, RedisConfig, RepositoryConfig, S3Config, SourceConfig, SourceName, SourceSettings,
-    TlsMode, keys,
+    TlsMode, alerts, keys, retention, schedule, scratch,
 };
 
 /// The environment variable that names the configuration file.
@@ -32,9 +32,9 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DEFAULT_GRACE: Duration = Duration::from_secs(72 * 3600);
 const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 const DEFAULT_REGION: &str = "us-east-1";
-const DEFAULT_WORKERS: u32 = 2;
+pub(super) const DEFAULT_WORKERS: u32 = 2;
 const DEFAULT_EPOCH_DAYS: u32 = 30;
-const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const DEFAULT_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Config {
     /// Reads and checks the configuration: of `path`, else of the file that `ALTLAS_BACKUP_CONFIG` names, else of the
@@ -103,7 +103,7 @@ fn read_config(root: &Section<'_>, origin: &Path, repository_override: Option<&s
     let mut sources: Vec<SourceConfig> = Vec::new();
     let mut names: Vec<SourceName> = Vec::new();
     for section in root.sections("source") {
-        let name = read_name(&section);
+        let name = read_name(&section, "a source's name");
         if let Some(name) = &name {
             if names.contains(name) {
                 section.report(ConfigError::DuplicateSource { at: section.at("name"), name: name.to_string() });
@@ -113,7 +113,21 @@ fn read_config(root: &Section<'_>, origin: &Path, repository_override: Option<&s
         sources.extend(read_source(&section, name));
     }
     let backup = BackupConfig { cut_order: read_cut_order(&root.section("backup"), &names) };
-    Some(Config { repository: repository?, backup, sources, limits, origin: origin.to_owned() })
+    let schedules = schedule::read(root, &names);
+    let retention = retention::read(root);
+    let (alerts, server, scratch) = (alerts::read(root), alerts::read_server(root), scratch::read(root));
+    Some(Config {
+        repository: repository?,
+        backup,
+        sources,
+        schedules,
+        retention,
+        scratch,
+        alerts,
+        server,
+        limits,
+        origin: origin.to_owned(),
+    })
 }
 
 /// Every source once, or nothing: one that was forgotten would be cut at a time that nobody chose.
@@ -226,11 +240,12 @@ fn read_limits(section: &Section<'_>) -> Limits {
     }
 }
 
-fn read_name(section: &Section<'_>) -> Option<SourceName> {
+/// A name that becomes part of objects' keys; `what` says whose.
+pub(super) fn read_name(section: &Section<'_>, what: &str) -> Option<SourceName> {
     let text = section.required_text("name")?;
     let name = SourceName::new(text);
     if name.is_none() {
-        let problem = format!("`{}` cannot be a source's name", shown(text));
+        let problem = format!("`{}` cannot be {what}", shown(text));
         let hint = "a name has 1 to 63 lower-case letters, digits and hyphens, and begins with a letter or digit";
         section.bad("name", problem, Some(hint.to_owned()));
     }
@@ -381,7 +396,7 @@ fn read_tls(section: &Section<'_>, url: Option<&PostgresUrl>, has_ca: bool) -> O
 }
 
 /// A list of names with wildcards; everything where there is none.
-fn read_patterns(section: &Section<'_>, key: &str, all: &str) -> Vec<NamePattern> {
+pub(super) fn read_patterns(section: &Section<'_>, key: &str, all: &str) -> Vec<NamePattern> {
     let texts = section.texts(key).unwrap_or_else(|| vec!["*"]);
     let patterns: Vec<NamePattern> = texts.iter().filter_map(|text| NamePattern::new(text)).collect();
     if patterns.is_empty() || patterns.len() < texts.len() {

@@ -36,16 +36,51 @@ pub(super) const KEYS: &[&str] = &[
     "source.tools_dir",
     "source.workers",
     "source.lock_timeout",
+    "schedule.name",
+    "schedule.cron",
+    "schedule.timezone",
+    "schedule.sources",
+    "schedule.verify",
+    "schedule.prune",
+    "schedule.jitter",
+    "retention.last",
+    "retention.daily",
+    "retention.weekly",
+    "retention.monthly",
+    "retention.timezone",
+    "retention.expire_at_most_percent",
+    "scratch.mode",
+    "scratch.folder",
+    "scratch.timeout",
+    "scratch.postgres_user",
+    "scratch.postgres_bin",
+    "scratch.redis_server",
+    "scratch.nats_server",
+    "scratch.postgres_url",
+    "scratch.postgres_password_file",
+    "scratch.redis_url",
+    "scratch.redis_password_file",
+    "scratch.nats_url",
+    "scratch.nats_password_file",
+    "alerts.deployment",
+    "alerts.webhook.url",
+    "alerts.webhook.url_file",
+    "alerts.webhook.token_file",
+    "alerts.webhook.ca_file",
+    "alerts.alertmanager.url",
+    "alerts.alertmanager.url_file",
+    "alerts.alertmanager.token_file",
+    "alerts.alertmanager.ca_file",
+    "server.listen",
     "limits.memory_mib",
     "limits.uploads",
 ];
 
 /// Tables of the design that this version cannot serve, with what it cannot do.
 pub(super) const PLANNED: &[(&str, &str)] = &[
-    ("schedule", "this version cannot run backups on a schedule yet"),
-    ("retention", "this version cannot remove old backups yet"),
-    ("alerts", "this version cannot send alerts yet"),
-    ("server", "this version has no daemon with a server yet"),
+    ("alerts.slack", "this version tells webhooks and Alertmanager only"),
+    ("alerts.smtp", "this version tells webhooks and Alertmanager only"),
+    ("alerts.heartbeat", "this version tells webhooks and Alertmanager only"),
     ("source.creds_file", "this version logs in to NATS with a user and password, or a token, only"),
 ];
 
@@ -163,6 +198,9 @@ mod tests {
             assert!(!KEYS[..i].contains(key), "{key} twice");
             assert!(planned(key).is_none());
         }
-        assert_eq!(children(""), ["repository", "backup", "source", "limits"]);
+        assert_eq!(
+            children(""),
+            ["repository", "backup", "source", "schedule", "retention", "scratch", "alerts", "server", "limits"]
+        );
     }
 }

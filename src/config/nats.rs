@@ -30,6 +30,15 @@ pub struct NatsConfig {
 }
 
 impl NatsConfig {
+    /// A throwaway server on this machine.
+    pub fn local(port: u16, user: &str, secret: PasswordSource) -> Self {
+        Self::scratch(Endpoint::local(&NATS, port, Some(user)), secret)
+    }
+
+    pub(super) fn scratch(endpoint: Endpoint, secret: PasswordSource) -> Self {
+        Self { endpoint, secret, streams: Vec::new() }
+    }
+
     /// The same source at another address, for `restore --target NAME=URL`. The user is the URL's, else this source's; the
     /// password or token is the given one, else this source's.
     ///

@@ -338,6 +338,8 @@ pub enum PasswordSource {
     Variable(String),
     /// Already read.
     Given(SecretString),
+    /// There is none.
+    Nothing,
 }
 
 impl PasswordSource {
@@ -355,6 +357,7 @@ impl PasswordSource {
             Self::File { path, key } => secret::read_file(path, key).map(Some),
             Self::Variable(variable) => Ok(secret::read_variable(variable, env)),
             Self::Given(password) => Ok(Some(password.clone())),
+            Self::Nothing => Ok(None),
         }
     }
 }
@@ -381,6 +384,20 @@ pub struct PostgresConfig {
 }
 
 impl PostgresConfig {
+    /// A throwaway server.
+    pub fn scratch(endpoint: PostgresEndpoint, password: PasswordSource) -> Self {
+        Self {
+            endpoint,
+            password,
+            tls: None,
+            ca_file: None,
+            databases: Vec::new(),
+            tools_dir: None,
+            workers: super::file::DEFAULT_WORKERS,
+            lock_timeout: super::file::DEFAULT_LOCK_TIMEOUT,
+        }
+    }
+
     /// How connections are protected: as configured; else `verify-full`, except in the clear on a loopback address without a
     /// `ca_file`. A unix socket has no TLS.
     pub fn tls_mode(&self) -> TlsMode {

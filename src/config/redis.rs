@@ -29,6 +29,15 @@ pub struct RedisConfig {
 }
 
 impl RedisConfig {
+    /// A throwaway server on this machine.
+    pub fn local(port: u16, password: PasswordSource) -> Self {
+        Self::scratch(Endpoint::local(&REDIS, port, None), password)
+    }
+
+    pub(super) fn scratch(endpoint: Endpoint, password: PasswordSource) -> Self {
+        Self { endpoint, password, allow_server_dump: true }
+    }
+
     /// The same source at another address, for `restore --target NAME=URL`. The user is the URL's, else this source's; the
     /// password is the given one, else this source's.
     ///

@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use url::Url;
 
-use super::{ConfigError, NatsConfig, PasswordSource, PostgresConfig, RedisConfig, RepositoryUrl};
+use super::{
+    AlertsConfig, ConfigError, NatsConfig, PasswordSource, PostgresConfig, RedisConfig, RepositoryUrl, RetentionConfig,
+    ScheduleConfig, ScratchConfig, ServerConfig,
+};
 use crate::crypt::Recipient;
 
 /// The zstd level of parts where none is configured: level 1 was both faster and smaller than 3 in our measurements.
@@ -21,6 +24,16 @@ pub struct Config {
     pub backup: BackupConfig,
     /// What is backed up, in the file's order; may be empty.
     pub sources: Vec<SourceConfig>,
+    /// When backups are made, in the file's order; may be empty.
+    pub schedules: Vec<ScheduleConfig>,
+    /// What is kept; absent: everything.
+    pub retention: Option<RetentionConfig>,
+    /// Where backups are proved.
+    pub scratch: ScratchConfig,
+    /// Who is told when something is wrong.
+    pub alerts: AlertsConfig,
+    /// The daemon's HTTP server.
+    pub server: ServerConfig,
     /// What a run may use.
     pub limits: Limits,
     /// The file all this was read from.

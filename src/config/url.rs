@@ -134,16 +134,26 @@ impl fmt::Display for RepositoryUrl {
 
 /// The address of an S3 server: `http` or `https`, a host, nothing else.
 pub(super) fn parse_endpoint(text: &str) -> Result<Url, UrlProblem> {
-    const FORM: &str = "write https://host or http://host:port";
-    let Ok(url) = Url::parse(text) else { return bad_hint("is not a url", FORM) };
+    let url = parse_address(text)?;
+    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
+        return bad_hint("an endpoint holds scheme, host and port only", ADDRESS_FORM);
+    }
+    Ok(url)
+}
+
+const ADDRESS_FORM: &str = "write https://host or http://host:port";
+
+/// An address that something is posted to: `http://` or `https://`, with whatever path and query.
+pub(super) fn parse_address(text: &str) -> Result<Url, UrlProblem> {
+    let Ok(url) = Url::parse(text) else { return bad_hint("is not a url", ADDRESS_FORM) };
     if !matches!(url.scheme(), "http" | "https") {
-        return bad_hint("an endpoint begins with http:// or https://", FORM);
+        return bad_hint("an address begins with http:// or https://", ADDRESS_FORM);
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(UrlProblem::Secret);
     }
-    if url.host().is_none() || url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return bad_hint("an endpoint holds scheme, host and port only", FORM);
+    if url.host().is_none() {
+        return bad_hint("names no host", ADDRESS_FORM);
     }
     Ok(url)
 }

@@ -350,6 +350,7 @@ async fn commit(
                     failed: captured.failed.clone(),
                     notes: captured.notes.clone(),
                     about: captured.about,
+                    server: captured.server,
                     detail: captured.detail,
                     artifacts,
                 };

@@ -1,10 +1,15 @@
 //! Looking at what there is: `list` and `show`.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Context, Error};
-use crate::repository::{Artifact, Catalog, CatalogEntry, Cut, Head, Locked, RepositoryError, Selector};
+use crate::repository::{
+    Artifact, Catalog, CatalogEntry, Cut, Evidence, EvidenceDetail, Head, History, Locked, RepositoryError, Selector,
+    Standing, Verdicts,
+};
 
 /// One line of `list`.
 #[derive(Debug, Serialize)]
@@ -14,6 +19,10 @@ pub enum ListedBackup {
     Good {
         /// Its head.
         head: Box<Head>,
+        /// What is known of it: `verified`, `failed`, `inconclusive`, `partly verified` or `unverified`.
+        verdict: &'static str,
+        /// What is known of each source's snapshot, by name.
+        verdicts: BTreeMap<String, &'static str>,
     },
     /// A head that cannot be trusted.
     Damaged {
@@ -59,7 +68,7 @@ pub struct ListReport {
 /// What keeps the repository from being read.
 pub async fn list(context: &Context) -> Result<ListReport, Error> {
     let repository = context.repository().await?;
-    let catalog = Catalog::read(&repository).await?;
+    let History { now, catalog, verdicts, .. } = History::read(&repository).await?;
     // Without any key there is nothing to tell but whose would do.
     if repository.keyring().is_empty()
         && let Some(CatalogEntry::Locked { locked: locked @ Locked::NoIdentity { .. }, .. }) = catalog.entries.first()
@@ -71,7 +80,11 @@ pub async fn list(context: &Context) -> Result<ListReport, Error> {
         .entries
         .into_iter()
         .map(|entry| match entry {
-            CatalogEntry::Good(head) => ListedBackup::Good { head },
+            CatalogEntry::Good(head) => {
+                let word = |name: &String| verdicts.of(&head.backup, name).word();
+                let each = head.sources.iter().map(|source| (source.name.clone(), word(&source.name))).collect();
+                ListedBackup::Good { verdict: verdicts.word(&head), verdicts: each, head }
+            }
             CatalogEntry::Damaged { id, trust } => {
                 ListedBackup::Damaged { backup: id.to_string(), problem: trust.to_string() }
             }
@@ -83,7 +96,7 @@ pub async fn list(context: &Context) -> Result<ListReport, Error> {
             }
         })
         .collect();
-    Ok(ListReport { url: repository.store().url().to_owned(), now: repository.store().now().await?, backups })
+    Ok(ListReport { url: repository.store().url().to_owned(), now, backups })
 }
 
 /// One source of a shown backup.
@@ -101,8 +114,24 @@ pub struct ShownSource {
     pub notes: Vec<String>,
     /// What it is and holds, in words.
     pub about: Vec<String>,
+    /// What all evidence says of it.
+    pub verdict: &'static str,
+    /// Since when it is `verified` or `failed`, by the store's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict_since: Option<Timestamp>,
     /// Everything there is, with its parts.
     pub artifacts: Vec<Artifact>,
+}
+
+/// One verification of a shown backup.
+#[derive(Debug, Serialize)]
+pub struct ShownEvidence {
+    /// The stored report.
+    #[serde(flatten)]
+    pub evidence: Evidence,
+    /// What its counts stand for; absent where they cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub details: Option<EvidenceDetail>,
 }
 
 /// What `show` tells.
@@ -114,8 +143,12 @@ pub struct ShownBackup {
     pub now: Timestamp,
     /// The head.
     pub head: Head,
+    /// What is known of it from all evidence.
+    pub verdict: &'static str,
     /// What its manifests say.
     pub sources: Vec<ShownSource>,
+    /// Its verifications, the oldest first.
+    pub verifications: Vec<ShownEvidence>,
 }
 
 /// One backup.
@@ -124,12 +157,13 @@ pub struct ShownBackup {
 /// No such backup, or one that cannot be trusted.
 pub async fn show(context: &Context, selector: &Selector) -> Result<ShownBackup, Error> {
     let repository = context.repository().await?;
-    let catalog = Catalog::read(&repository).await?;
-    let head = select(&catalog, selector, &[], repository.store().url())?.clone();
+    let History { now, catalog, verdicts, .. } = History::read(&repository).await?;
+    let head = select(&catalog, &verdicts, selector, &[], repository.store().url())?.clone();
     let epoch = repository.epoch(&head.epoch).await?;
     let mut sources = Vec::new();
     for source in head.sources.iter().filter(|source| source.manifest.is_some()) {
         let manifest = repository.manifest(&head, &epoch, source).await?;
+        let standing: &Standing = verdicts.of(&head.backup, &source.name);
         sources.push(ShownSource {
             name: source.name.clone(),
             cut: manifest.cut,
@@ -137,27 +171,55 @@ pub async fn show(context: &Context, selector: &Selector) -> Result<ShownBackup,
             failed: manifest.failed,
             notes: manifest.notes,
             about: manifest.about,
+            verdict: standing.word(),
+            verdict_since: standing.since,
             artifacts: manifest.artifacts,
         });
     }
-    Ok(ShownBackup { url: repository.store().url().to_owned(), now: repository.store().now().await?, head, sources })
+    let mut verifications = Vec::new();
+    for evidence in verdicts.evidence(&head.backup) {
+        let details = match repository.evidence_detail(evidence).await {
+            Ok(details) => Some(details),
+            Err(error) => {
+                tracing::warn!("details of a verification cannot be shown: {error}");
+                None
+            }
+        };
+        verifications.push(ShownEvidence { evidence: evidence.clone(), details });
+    }
+    let url = repository.store().url().to_owned();
+    Ok(ShownBackup { url, now, verdict: verdicts.word(&head), head, sources, verifications })
 }
 
 /// The backup that is meant; nothing verified is a refusal of its own.
 pub(super) fn select<'a>(
     catalog: &'a Catalog,
+    verdicts: &Verdicts,
     selector: &Selector,
     sources: &[String],
     url: &str,
 ) -> Result<&'a Head, Error> {
-    match catalog.select(selector, sources, url) {
+    match catalog.select(verdicts, selector, sources, url) {
         Ok(head) => {
-            if *selector == Selector::Latest {
-                catalog.passed_over(head, sources).iter().for_each(|note| tracing::warn!("{note}"));
-            }
+            passed_over(catalog, verdicts, selector, head, sources).iter().for_each(|note| tracing::warn!("{note}"));
             Ok(head)
         }
         Err(_) if *selector == Selector::LatestVerified => Err(Error::NothingVerified { url: url.to_owned() }),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What was passed over for this choice, in words.
+pub(super) fn passed_over(
+    catalog: &Catalog,
+    verdicts: &Verdicts,
+    selector: &Selector,
+    head: &Head,
+    sources: &[String],
+) -> Vec<String> {
+    match selector {
+        Selector::Latest => catalog.passed_over(head, sources),
+        Selector::LatestVerified => catalog.passed_over_unverified(verdicts, head, sources),
+        Selector::Prefix(_) => Vec::new(),
     }
 }

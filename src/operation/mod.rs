@@ -12,14 +12,14 @@ mod verify;
 
 pub use self::{
     backup::{BackupReport, SourceOutcome, backup},
-    browse::{ListReport, ListedBackup, ShownBackup, list, show},
+    browse::{ListReport, ListedBackup, ShownBackup, ShownEvidence, ShownSource, list, show},
     context::{Context, Environment},
     doctor::{DoctorReport, Section, doctor},
     error::{Error, exit},
     keygen::{KeygenReport, keygen},
     open::{OpenBackup, OpenSnapshot, open_backup},
     restore::{PlannedRestore, RestoreArguments, RestoreReport, plan_restore},
-    verify::{Incomplete, Problem, VerifyLevel, VerifyReport, verify},
+    verify::{Incomplete, Problem, VerifyReport, verify},
 };
 
 use crate::repository::{Repository, RepositoryError};

@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use super::{Context, Error, browse};
 use crate::{
     pipeline::{PartReader, SnapshotReader},
-    repository::{BackupId, Catalog, Head, Manifest, RepositoryError, Selector},
+    repository::{BackupId, Head, History, Manifest, RepositoryError, Selector},
 };
 
 /// One source's snapshot, ready to be read.
@@ -41,8 +41,8 @@ pub async fn open_backup(
     fits: impl FnOnce(&Head, &[String]) -> Result<(), Error>,
 ) -> Result<OpenBackup, Error> {
     let repository = context.repository().await?;
-    let catalog = Catalog::read(&repository).await?;
-    let head = browse::select(&catalog, selector, sources, repository.store().url())?;
+    let History { catalog, verdicts, .. } = History::read(&repository).await?;
+    let head = browse::select(&catalog, &verdicts, selector, sources, repository.store().url())?;
     let names: Vec<String> = match sources {
         [] => head.sources.iter().filter(|source| source.state.is_there()).map(|source| source.name.clone()).collect(),
         names => names.to_vec(),
@@ -63,10 +63,16 @@ pub async fn open_backup(
     if let Some(trust) = missing.into_iter().next() {
         return Err(RepositoryError::from(trust).into());
     }
-    let mut notes = match selector {
-        Selector::Latest => catalog.passed_over(head, sources),
-        _ => Vec::new(),
-    };
+    let mut notes = browse::passed_over(&catalog, &verdicts, selector, head, sources);
+    for name in &names {
+        let standing = verdicts.of(&head.backup, name);
+        if !standing.is_verified() {
+            notes.push(format!(
+                "the snapshot of `{name}` is {}: no restore of it has proved that it is whole",
+                standing.word()
+            ));
+        }
+    }
     notes.extend(catalog.unknown.as_ref().map(|unknown| format!("{unknown}; {}", unknown.hint())));
     notes.extend(lacking(head, sources, &manifests));
     let parts = PartReader::new(repository.store().clone(), epoch.clone(), context.budget(), context.progress.clone())

@@ -2,7 +2,7 @@
 //!
 //! What cannot be found out (a store that cannot be reached) is an error, never a verdict.
 
-use std::{collections::HashMap, str::FromStr};
+use std::collections::HashMap;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Serialize;
@@ -12,37 +12,13 @@ use crate::{
     pipeline::{Fingerprint, Format, PartReader, PipelineError, Plain, RowHasher, SnapshotReader},
     report,
     repository::{
-        Artifact, Catalog, CatalogEntry, Head, Manifest, Repository, RepositoryError, Selector, Trust, part_key,
+        Artifact, Catalog, CatalogEntry, Head, Level, Manifest, Repository, RepositoryError, Selector, Trust, part_key,
     },
     source::{nats, redis},
 };
 
 /// Artifacts that are read at once; the memory budget bounds what that costs.
 const PARALLEL_ARTIFACTS: usize = 4;
-
-/// How deep a verification goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum VerifyLevel {
-    /// Head, manifests, and every part there in its size.
-    Presence,
-    /// Every part read, decompressed and hashed; every fingerprint computed again.
-    Content,
-    /// Restored into throwaway servers.
-    Restore,
-}
-
-impl FromStr for VerifyLevel {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "presence" => Ok(Self::Presence),
-            "content" => Ok(Self::Content),
-            "restore" => Ok(Self::Restore),
-            _ => Err("a level is `presence`, `content` or `restore`".into()),
-        }
-    }
-}
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, Serialize)]
@@ -66,7 +42,7 @@ pub struct VerifyReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<String>,
     /// How deep.
-    pub level: VerifyLevel,
+    pub level: Level,
     /// `sound` or `failed`. Only a restore makes a backup `verified`.
     pub verdict: &'static str,
     /// Parts that were looked at.
@@ -93,7 +69,7 @@ pub struct Incomplete {
 }
 
 impl VerifyReport {
-    fn new(level: VerifyLevel, backup: Option<String>) -> Self {
+    fn new(level: Level, backup: Option<String>) -> Self {
         Self {
             backup,
             level,
@@ -107,7 +83,7 @@ impl VerifyReport {
         }
     }
 
-    fn failed(level: VerifyLevel, backup: Option<String>, trust: &Trust) -> Self {
+    fn failed(level: Level, backup: Option<String>, trust: &Trust) -> Self {
         let mut report = Self::new(level, backup);
         report.add(trust, None, Vec::new());
         report
@@ -128,8 +104,8 @@ impl VerifyReport {
 ///
 /// # Errors
 /// What keeps the answer from being found out.
-pub async fn verify(context: &Context, selector: &Selector, level: VerifyLevel) -> Result<VerifyReport, Error> {
-    if level == VerifyLevel::Restore {
+pub async fn verify(context: &Context, selector: &Selector, level: Level) -> Result<VerifyReport, Error> {
+    if level == Level::Restore {
         return Err(Error::Usage {
             message: "this version cannot verify by restoring yet".into(),
             hint: Some("use --level content, and try a restore with `restore --database FROM=TO`".into()),
@@ -141,6 +117,7 @@ pub async fn verify(context: &Context, selector: &Selector, level: VerifyLevel) 
         Err(error) => return Err(error),
     };
     let catalog = Catalog::read(&repository).await?;
+    let verdicts = repository.verdicts(&catalog).await?;
     // The newest backup must not look sound because its head is damaged and an older one stands in for it.
     if *selector == Selector::Latest {
         match catalog.entries.iter().find(|entry| !matches!(entry, CatalogEntry::Unfinished { .. })) {
@@ -151,7 +128,7 @@ pub async fn verify(context: &Context, selector: &Selector, level: VerifyLevel) 
             _ => {}
         }
     }
-    let head = match browse::select(&catalog, selector, &[], repository.store().url()) {
+    let head = match browse::select(&catalog, &verdicts, selector, &[], repository.store().url()) {
         Ok(head) => head,
         Err(Error::Repository(RepositoryError::Trust(trust))) => {
             let id = match selector {
@@ -176,13 +153,13 @@ async fn verify_head(
     context: &Context,
     repository: &Repository,
     head: &Head,
-    level: VerifyLevel,
+    level: Level,
 ) -> Result<VerifyReport, Error> {
     let mut report = VerifyReport::new(level, Some(head.backup.to_string()));
     let without = head.sources.iter().filter(|source| source.manifest.is_none());
     report.not_captured = without.map(|source| source.name.clone()).collect();
     let epoch = repository.epoch(&head.epoch).await?;
-    if level != VerifyLevel::Presence {
+    if level != Level::Presence {
         epoch.must_open_parts().map_err(RepositoryError::from)?;
     }
     let mut manifests = Vec::new();
@@ -220,7 +197,7 @@ async fn verify_head(
             }
         }
     }
-    if level == VerifyLevel::Presence {
+    if level == Level::Presence {
         return Ok(report);
     }
     context.progress.set_phase("reading");
@@ -267,7 +244,7 @@ enum Count {
 impl Count {
     fn of(artifact: &Artifact, seed: u64) -> Self {
         match (artifact.format, artifact.fingerprint) {
-            (_, None) | (Format::Sql, _) => Self::Nothing,
+            (_, None) | (Format::Sql | Format::Text, _) => Self::Nothing,
             (Format::CopyText, _) => Self::Rows(RowHasher::new(seed)),
             (Format::Rdb, _) => Self::Rdb(redis::Recount::new(seed)),
             (Format::JetStream, _) => Self::JetStream(nats::Recount::new(seed, &artifact.path)),

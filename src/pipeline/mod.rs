@@ -24,7 +24,7 @@ pub use self::{
     read::{PartReader, Plain, SnapshotReader},
     write::{ArtifactWriter, Pipeline, SnapshotWriter, Written},
 };
-pub use crate::repository::{Artifact, Cut, Fingerprint, Format};
+pub use crate::repository::{Artifact, Cut, Fingerprint, Format, Reason};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -104,6 +104,11 @@ impl SnapshotReader {
         &self.manifest.detail
     }
 
+    /// What tells the server that was captured from others.
+    pub fn server(&self) -> &[String] {
+        &self.manifest.server
+    }
+
     /// The instant of the snapshot.
     pub fn cut(&self) -> &Cut {
         &self.manifest.cut
@@ -131,6 +136,11 @@ impl SnapshotReader {
     /// The seed of row hashes of the snapshot's epoch.
     pub fn fingerprint_seed(&self) -> u64 {
         self.parts.epoch.keys.fingerprint_seed()
+    }
+
+    /// The key for `pg_dump --restrict-key` that the snapshot's definitions were written with.
+    pub fn restrict_key(&self) -> String {
+        self.parts.epoch.keys.restrict_key()
     }
 
     /// The random tail of the backup's id, for names that a restore makes up.

@@ -295,7 +295,9 @@ impl SnapshotWriter {
             path: path.into(),
             format,
             cutter: match format {
-                Format::Sql | Format::CopyText => Cutter::rows(self.pipeline.epoch.keys.fingerprint_seed()),
+                Format::Sql | Format::Text | Format::CopyText => {
+                    Cutter::rows(self.pipeline.epoch.keys.fingerprint_seed())
+                }
                 Format::Rdb | Format::JetStream => Cutter::slices(self.pipeline.epoch.keys.fingerprint_seed()),
             },
             lease: None,
@@ -470,7 +472,7 @@ impl ArtifactWriter<'_> {
             self.submit(piece)?;
         }
         let fingerprint = match self.format {
-            Format::Sql => None,
+            Format::Sql | Format::Text => None,
             Format::CopyText => counted,
             Format::Rdb | Format::JetStream => told,
         };

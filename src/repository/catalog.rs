@@ -6,7 +6,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
 
 use super::{
-    BackupId, Head, Locked, Repository, RepositoryError, Trust,
+    BackupId, Head, HeadSource, Locked, Repository, RepositoryError, Trust, Verdicts,
     layout::{self, BackupObject},
 };
 
@@ -160,11 +160,25 @@ impl Catalog {
         newer.filter_map(told).collect()
     }
 
+    /// What is newer than this backup and was passed over since it is not verified, beside what [`Catalog::passed_over`] names.
+    pub fn passed_over_unverified(&self, verdicts: &Verdicts, head: &Head, sources: &[String]) -> Vec<String> {
+        let newer = self.heads().take_while(|newer| newer.backup != head.backup).filter(|newer| holds(newer, sources));
+        let told = newer
+            .map(|newer| format!("backup {} is newer, and passed over: it is {}", newer.backup, verdicts.word(newer)));
+        told.chain(self.passed_over(head, sources)).collect()
+    }
+
     /// The one backup that `selector` means, for these sources (none: every source that the backup was asked for).
     ///
     /// # Errors
     /// `NoSuchBackup`, `Ambiguous`, `Unfinished`, or why the one that is meant cannot be trusted.
-    pub fn select(&self, selector: &Selector, sources: &[String], url: &str) -> Result<&Head, RepositoryError> {
+    pub fn select(
+        &self,
+        verdicts: &Verdicts,
+        selector: &Selector,
+        sources: &[String],
+        url: &str,
+    ) -> Result<&Head, RepositoryError> {
         let none = |wanted: &str| RepositoryError::NoSuchBackup { wanted: wanted.to_owned(), url: url.to_owned() };
         match selector {
             Selector::Latest => {
@@ -183,8 +197,12 @@ impl Catalog {
                 // Where all that there is cannot be believed, that is the answer, and not that there is none.
                 Err(passed.map_or_else(|| none("that is complete"), |locked| locked.clone().into()))
             }
-            // Evidence of verifications comes with `verify --level restore`; until then there is none to believe.
-            Selector::LatestVerified => Err(none("that is verified")),
+            Selector::LatestVerified => {
+                let proved = |head: &&Head| {
+                    asked(head, sources).all(|source| source.is_some_and(|source| verdicts.proves(head, source)))
+                };
+                self.heads().find(proved).ok_or_else(|| none("that is verified"))
+            }
             Selector::Prefix(prefix) => {
                 let fits: Vec<_> =
                     self.entries.iter().filter(|entry| entry.id().as_str().starts_with(prefix)).collect();
@@ -206,12 +224,17 @@ impl Catalog {
     }
 }
 
+/// The snapshots that are meant by `sources` (none: every source that the backup was asked for).
+fn asked<'a>(head: &'a Head, sources: &'a [String]) -> Box<dyn Iterator<Item = Option<&'a HeadSource>> + 'a> {
+    match sources {
+        [] => Box::new(head.sources.iter().map(Some)),
+        names => Box::new(names.iter().map(|name| head.source(name))),
+    }
+}
+
 /// Does it hold a usable snapshot of each?
 fn holds(head: &Head, sources: &[String]) -> bool {
-    match sources {
-        [] => head.sources.iter().all(|source| source.state.is_usable()),
-        names => names.iter().all(|name| head.source(name).is_some_and(|source| source.state.is_usable())),
-    }
+    asked(head, sources).all(|source| source.is_some_and(|source| source.state.is_usable()))
 }
 
 /// Why this one is not `latest` for them, where it was asked for them: which of their snapshots are not whole.

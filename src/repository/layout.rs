@@ -1,5 +1,7 @@
 //! Where each object is. The only place that builds or takes apart a key.
 
+use jiff::Timestamp;
+
 use super::{BackupId, EpochId, PartName, Protection};
 
 /// The version of the repository format that this program reads and writes (rule R10).
@@ -11,6 +13,11 @@ pub(crate) const INSTALL_MARK: &str = "altlas.json";
 pub(crate) const EPOCHS: &str = "epochs/";
 /// The folder of backups.
 pub(crate) const BACKUPS: &str = "backups/";
+/// The folder of evidence, with a folder for each backup.
+pub(crate) const VERIFICATIONS: &str = "verifications/";
+/// The folder of runs that ended without a backup.
+pub(crate) const ATTEMPTS: &str = "attempts/";
+const DETAIL_MARK: &str = ".detail.json.zst";
 /// What a head is called inside its backup's folder.
 const HEAD: &str = "head.json";
 const MANIFEST_MARK: &str = ".manifest.json.zst";
@@ -62,6 +69,36 @@ pub(crate) fn manifest(id: &BackupId, source: &str, protection: &Protection) -> 
     format!("{}{source}{MANIFEST_MARK}{}", backup(id), protection.suffix())
 }
 
+/// The record of a run that ended without a backup.
+pub(crate) fn attempt(id: &BackupId) -> String {
+    format!("{ATTEMPTS}{id}.json")
+}
+
+/// The folder of the evidence on one backup, with a slash at its end.
+pub(crate) fn verifications(id: &BackupId) -> String {
+    format!("{VERIFICATIONS}{id}/")
+}
+
+/// To the millisecond: `20261123T013000.512Z`.
+fn instant(at: Timestamp) -> String {
+    at.strftime("%Y%m%dT%H%M%S%.3fZ").to_string()
+}
+
+pub(crate) fn evidence(id: &BackupId, at: Timestamp) -> String {
+    format!("{}{}.json", verifications(id), instant(at))
+}
+
+pub(crate) fn evidence_detail(id: &BackupId, at: Timestamp, protection: &Protection) -> String {
+    format!("{}{}{DETAIL_MARK}{}", verifications(id), instant(at), protection.suffix())
+}
+
+/// The backup of a key below [`VERIFICATIONS`] that is evidence, not its details.
+pub(crate) fn evidence_of(key: &str) -> Option<BackupId> {
+    let (id, file) = key.strip_prefix(VERIFICATIONS)?.split_once('/')?;
+    let is_evidence = file.ends_with(".json") && !file.contains('/');
+    is_evidence.then(|| id.parse().ok()).flatten()
+}
+
 /// What a key below [`BACKUPS`] is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BackupObject<'a> {
@@ -102,5 +139,11 @@ mod tests {
         let key = manifest(&id, "database", &Protection::Clear);
         assert_eq!(backup_object(&key), Some((id, BackupObject::Manifest("database"))));
         assert_eq!(backup_object("backups/nonsense/head.json"), None);
+        let id: BackupId = "20261123T010000Z-k3f9qa".parse().unwrap();
+        let at: Timestamp = "2026-11-23T01:30:00.5129Z".parse().unwrap();
+        let key = evidence(&id, at);
+        assert_eq!(key, "verifications/20261123T010000Z-k3f9qa/20261123T013000.512Z.json");
+        assert_eq!(evidence_of(&key), Some(id.clone()));
+        assert_eq!(evidence_of(&evidence_detail(&id, at, &Protection::Clear)), None);
     }
 }

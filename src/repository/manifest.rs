@@ -67,6 +67,8 @@ impl Cut {
 pub enum Format {
     /// SQL text, for `psql`.
     Sql,
+    /// Text for people and for comparisons, one thing a line.
+    Text,
     /// Rows as `COPY … TO STDOUT` in text format delivers them, one a line.
     CopyText,
     /// A slice of a Redis RDB file; the parts in order are the file.
@@ -159,6 +161,9 @@ pub struct Manifest {
     /// What the snapshot is and holds, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub about: Vec<String>,
+    /// What tells the server that was captured from others: no proof is made there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub server: Vec<String>,
     /// What the source needs to know to restore itself.
     pub detail: Value,
     /// Everything there is.
@@ -226,7 +231,8 @@ mod tests {
     /// Names that stand in repositories.
     #[test]
     fn formats_keep_their_names() {
-        let names = [Format::Sql, Format::CopyText, Format::Rdb, Format::JetStream].map(|format| json!(format));
-        assert_eq!(names, ["sql", "copy-text", "rdb", "jetstream"]);
+        let names =
+            [Format::Sql, Format::Text, Format::CopyText, Format::Rdb, Format::JetStream].map(|format| json!(format));
+        assert_eq!(names, ["sql", "text", "copy-text", "rdb", "jetstream"]);
     }
 }

@@ -3,11 +3,13 @@
 //! The rules R1 to R11 are in DESIGN.md §4; code cites them by number. What this module must not do: decide what is backed
 //! up, talk to a source, or delete anything but the head of a backup whose second look failed (R1).
 
+mod attempt;
 mod belief;
 mod catalog;
 mod commit;
 mod epoch;
 mod error;
+mod evidence;
 mod head;
 mod id;
 mod keyring;
@@ -21,10 +23,15 @@ mod reuse;
 mod seal;
 
 pub use self::{
+    attempt::{Attempt, History},
     catalog::{Catalog, CatalogEntry, Selector},
     commit::Commit,
     epoch::{EarlierEpoch, Epoch, EpochRecord, Protection},
     error::{Locked, RepositoryError, Trust},
+    evidence::{
+        ComparedObject, Differing, EVIDENCE_VERSION, Evidence, EvidenceDetail, Level, Reason, SourceDetail,
+        SourceEvidence, Standing, Verdict, Verdicts,
+    },
     head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, Skew, SnapshotState},
     id::{BackupId, EpochId, RepositoryId, RunTail},
     keyring::Keyring,

@@ -531,7 +531,11 @@ pub(crate) fn encode<T: Serialize>(key: &str, record: &T, by: Sealer<'_>) -> Res
 
 /// Checks a record's seal, then its version, then reads it. The order matters: a changed digit in `format` is damage, not
 /// another version.
-fn decode<T: serde::de::DeserializeOwned>(key: &str, bytes: &[u8], how: Seal<'_>) -> Result<T, RepositoryError> {
+pub(crate) fn decode<T: serde::de::DeserializeOwned>(
+    key: &str,
+    bytes: &[u8],
+    how: Seal<'_>,
+) -> Result<T, RepositoryError> {
     let damaged = |error: SealError| Trust::damaged(key, error);
     seal::check(bytes, how).map_err(damaged)?;
     if let Some(newer) = newer_claim(key, bytes) {

@@ -1,7 +1,7 @@
 //! What can go wrong with a source, whatever its kind.
 
 use super::{Refusal, nats::NatsError, postgres::PostgresError, redis::RedisError};
-use crate::pipeline::PipelineError;
+use crate::pipeline::{PipelineError, Reason};
 
 /// A failed call on a source.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,30 @@ pub enum SourceError {
     },
 }
 
+/// What a failed proof says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The snapshot is bad, for this reason.
+    Snapshot(Reason),
+    /// The place of the proof was not fit for it, for this reason: nothing is known of the snapshot.
+    Place(Reason),
+    /// Neither: the store, a signal, a refusal. There is no verdict.
+    Neither,
+}
+
 impl SourceError {
+    /// What it says where it ended a proof. What is not known to be the snapshot's fault is not taken for it, nor for a success.
+    pub fn cause(&self) -> Cause {
+        match self {
+            SourceError::Postgres(error) => error.cause(),
+            SourceError::Redis(error) => error.cause(),
+            SourceError::Nats(error) => error.cause(),
+            SourceError::Pipeline(PipelineError::Trust(_)) => Cause::Snapshot(Reason::Damaged),
+            SourceError::Pipeline(_) | SourceError::Refused { .. } | SourceError::Interrupted { .. } => Cause::Neither,
+            SourceError::HalfRestored { error, .. } => error.cause(),
+        }
+    }
+
     /// The next step.
     pub fn hint(&self) -> Option<String> {
         match self {

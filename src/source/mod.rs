@@ -8,7 +8,7 @@ pub mod nats;
 pub mod postgres;
 pub mod redis;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-pub use self::error::SourceError;
+pub use self::error::{Cause, SourceError};
 use crate::{
     config::{ConfigError, SourceSettings},
     pipeline::{Cut, SnapshotReader, SnapshotWriter},
@@ -94,6 +94,32 @@ pub trait Source: Send + Sync {
     /// Whatever kept it from being complete, by name. An artifact that was not finished is not part of the snapshot.
     async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError>;
 
+    /// Who this server is: compared with every source's before anything is written into a throwaway one.
+    ///
+    /// # Errors
+    /// A server that cannot be asked.
+    async fn identity(&self) -> Result<Identity, SourceError>;
+
+    /// Takes this server for a proof: only one that holds nothing, or what a killed proof left, which goes. Says so by
+    /// [`SourceError::Refused`] where it is `others`' server or their replica, a replica of anything, or in use.
+    ///
+    /// # Errors
+    /// The refusal; a server that cannot be looked at.
+    async fn claim(&self, others: &[Identity]) -> Result<(), SourceError>;
+
+    /// Fills this server, which was claimed, with the snapshot, from the repository alone, and compares what it then holds with what
+    /// was captured. **Whatever it holds is gone.** Ends early when `cancel` is.
+    ///
+    /// # Errors
+    /// Damaged parts, a server that does not take them, or the place of the proof: [`SourceError::cause`] tells these apart.
+    async fn prove(&self, snapshot: &SnapshotReader, cancel: &CancellationToken) -> Result<Proof, SourceError>;
+
+    /// Empties this server after a proof, so that it can be claimed again.
+    ///
+    /// # Errors
+    /// A server that cannot be reached.
+    async fn release(&self) -> Result<(), SourceError>;
+
     /// Looks at the target and says what a restore of `snapshot` would do. Touches nothing.
     ///
     /// # Errors
@@ -122,8 +148,63 @@ pub struct Captured {
     pub notes: Vec<String>,
     /// What it is and holds, in words, for whoever looks at it.
     pub about: Vec<String>,
+    /// The marks of its server, as [`Identity`] has them: a proof is never made there.
+    pub server: Vec<String>,
     /// It holds nothing: there was nothing to capture, or all of it is in `failed`.
     pub empty: bool,
+}
+
+/// Who a server is: two with a mark in common are the same, or hold the same data, as a replica does.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The server, as a person writes it.
+    pub shown: String,
+    /// Such as `system identifier 7428…`, `run id …`, `server id …`: words that name what they are.
+    pub marks: Vec<String>,
+}
+
+impl Identity {
+    /// What both have in common, if they are the same.
+    pub fn shares<'a>(&'a self, other: &Self) -> Option<&'a str> {
+        self.marks.iter().find(|mark| other.marks.contains(mark)).map(String::as_str)
+    }
+}
+
+/// One thing that was compared and is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Same {
+    /// Its name: a table, a database of Redis, a stream.
+    pub name: String,
+    /// Its rows, keys or messages.
+    pub rows: u64,
+    /// Their bytes, where they are counted.
+    pub bytes: u64,
+}
+
+/// One thing that is not as it was captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name: a table, a constraint, a key, a stream.
+    pub object: String,
+    /// How it differs, in words that may follow its name.
+    pub what: String,
+}
+
+/// What a throwaway server made of a snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Proof {
+    /// The server, such as `PostgreSQL 15.18`.
+    pub server: String,
+    /// Everything that is the same.
+    pub same: Vec<Same>,
+    /// Everything that is not; nothing where the snapshot is what was captured.
+    pub differences: Vec<Difference>,
+    /// What nobody can compare, in words: with any, and no difference, nothing is proved.
+    pub not_comparable: Vec<String>,
+    /// What to know, in words.
+    pub notes: Vec<String>,
+    /// How long the restore took, without the comparison.
+    pub restored: Duration,
 }
 
 /// What a person asked of a restore.

@@ -25,6 +25,7 @@ use super::{
     server::{Connection, Server},
     snapshot::{self, Snapshot},
     tally::Tally,
+    throwaway,
 };
 use crate::{
     config::NamePattern,
@@ -62,6 +63,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
         Err(error) => return Err(error.into()),
     };
     let version = connection.version;
+    let marks = throwaway::marks(&connection);
     let Inventory { chosen, uncovered, failed: unavailable } = inventory;
     let progress = into.progress();
     let count = report::count(chosen.len() as u64, "stream");
@@ -91,6 +93,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
         hint,
         notes,
         about,
+        server: marks,
     })
 }
 
@@ -110,6 +113,7 @@ fn nothing(at: Timestamp, why: String) -> Captured {
         hint: None,
         notes: vec![why],
         about: Vec::new(),
+        server: Vec::new(),
         empty: true,
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::archive::ArchiveError;
-use crate::report;
+use crate::{pipeline::Reason, report, source::Cause};
 
 /// A failed call on a NATS server, or an archive that is not what it must be.
 #[derive(Debug, thiserror::Error)]
@@ -204,6 +204,18 @@ pub enum NatsError {
 }
 
 impl NatsError {
+    /// What it says where it ended a proof.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Differs { .. } | Self::NotCaptured { .. } | Self::Archive { .. } => Cause::Snapshot(Reason::Differs),
+            Self::Detail { .. } => Cause::Snapshot(Reason::Damaged),
+            Self::Refused { .. } => Cause::Snapshot(Reason::NotRestorable),
+            Self::NotSupported { .. } | Self::NoJetStream { .. } => Cause::Place(Reason::NoServer),
+            Self::Unreachable { .. } | Self::Lost { .. } | Self::NoAnswer { .. } => Cause::Place(Reason::ServerLost),
+            _ => Cause::Place(Reason::Environment),
+        }
+    }
+
     /// Is it that a stream or consumer is not there?
     pub(super) fn is_not_found(&self) -> bool {
         // JSStreamNotFoundErr, JSConsumerNotFoundErr.

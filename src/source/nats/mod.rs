@@ -17,23 +17,22 @@ mod restore;
 mod server;
 mod snapshot;
 pub mod tally;
+mod throwaway;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use self::{inventory::Inventory, server::Server, tally::Tally};
-use super::{Captured, Finding, Fixed, Level, Restore, RestoreRequest, Source, SourceError};
+use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError};
 use crate::{
     config::NatsConfig,
     pipeline::{Fingerprint, Plain, SnapshotReader, SnapshotWriter},
     report,
 };
 
-pub use self::{
-    error::NatsError,
-    proof::{Proof, StreamProof, prove},
-};
+pub use self::error::NatsError;
 
 /// The kind's name in configurations and manifests.
 pub const KIND: &str = "nats";
@@ -128,6 +127,25 @@ impl Source for NatsSource {
 
     async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
         capture::capture(&self.server, into, fixed).await
+    }
+
+    async fn identity(&self) -> Result<Identity, SourceError> {
+        Ok(throwaway::identity(&self.server).await?)
+    }
+
+    async fn claim(&self, others: &[Identity]) -> Result<(), SourceError> {
+        throwaway::claim(&self.server, others).await
+    }
+
+    async fn prove(&self, snapshot: &SnapshotReader, cancel: &CancellationToken) -> Result<Proof, SourceError> {
+        tokio::select! {
+            proof = throwaway::prove(&self.server, snapshot) => proof,
+            () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
+        }
+    }
+
+    async fn release(&self) -> Result<(), SourceError> {
+        Ok(throwaway::release(&self.server).await?)
     }
 
     async fn plan_restore(

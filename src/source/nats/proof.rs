@@ -6,10 +6,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use secrecy::SecretString;
 use serde_json::{Value, json};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     archive::ArchivedConsumer,
@@ -18,54 +16,44 @@ use super::{
     plan::{Stored, config_differences, stored},
     restore::load,
     server::{Connection, Server, Version},
+    throwaway::THROWAWAY,
 };
-use crate::{config::NatsConfig, pipeline::SnapshotReader, report, source::SourceError};
+use crate::{pipeline::SnapshotReader, report, source::SourceError};
 
 /// What a throwaway server made of one stream.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StreamProof {
+pub(super) struct StreamProof {
     /// The stream.
-    pub stream: String,
+    pub(super) stream: String,
     /// Messages that it held.
-    pub messages: u64,
+    pub(super) messages: u64,
     /// Their bytes.
-    pub bytes: u64,
+    pub(super) bytes: u64,
     /// Consumers that were compared.
-    pub consumers: u64,
+    pub(super) consumers: u64,
     /// How what it held differs from what was captured, in words; nothing where it is the same.
-    pub differences: Vec<String>,
+    pub(super) differences: Vec<String>,
     /// What to know of the comparison, in words.
-    pub notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 /// What a throwaway server made of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proof {
+pub(super) struct Proof {
+    /// The server and its version.
+    pub(super) server: String,
     /// Every stream.
-    pub streams: Vec<StreamProof>,
+    pub(super) streams: Vec<StreamProof>,
     /// How long the restores took, without the comparisons.
-    pub loaded: Duration,
+    pub(super) loaded: Duration,
 }
 
-/// Fills the throwaway server at `config` with the snapshot, stream by stream, takes each back and compares. **Whatever streams of these
-/// names the server has are gone**: the caller must know that it is nobody's.
+/// Fills the throwaway server with the snapshot, stream by stream, takes each back and compares. **Whatever streams of these names the
+/// server has are gone**: it must be claimed.
 ///
 /// # Errors
 /// A server that cannot be reached, is older than the source, or does not take a stream; damaged parts.
-pub async fn prove(
-    config: NatsConfig,
-    secret: Option<SecretString>,
-    snapshot: &SnapshotReader,
-    cancel: &CancellationToken,
-) -> Result<Proof, SourceError> {
-    let server = Server::new(config, secret);
-    tokio::select! {
-        proof = fill_and_compare(&server, snapshot) => proof,
-        () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
-    }
-}
-
-async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<Proof, SourceError> {
+pub(super) async fn prove(server: &Server, snapshot: &SnapshotReader) -> Result<Proof, SourceError> {
     let (detail, streams) = stored(snapshot)?;
     let connection = server.connect().await?;
     if let Some(source) = Version::parse(&detail.server)
@@ -74,7 +62,7 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
         let what = format!("is NATS {}, and the backup is of NATS {source}", connection.version);
         return Err(NatsError::NotSupported { server: connection.server, what }.into());
     }
-    let mut proof = Proof { streams: Vec::new(), loaded: Duration::ZERO };
+    let mut proof = Proof { server: connection.name(), streams: Vec::new(), loaded: Duration::ZERO };
     for stream in &streams {
         connection.delete(&stream.detail.name).await?;
         let began = Instant::now();
@@ -96,6 +84,7 @@ fn unlimited(config: &Value) -> Value {
     {
         fields.remove(field);
     }
+    fields.insert("description".into(), THROWAWAY.into());
     let free = json!({
         "retention": "limits", "discard": "old", "discard_new_per_subject": false, "sealed": false, "num_replicas": 1,
         "max_age": 0, "max_msgs": -1, "max_bytes": -1, "max_msgs_per_subject": -1, "max_msg_size": -1, "max_consumers": -1,

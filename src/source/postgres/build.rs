@@ -1,7 +1,7 @@
 //! A database built under a temporary name and compared with what was captured, before anyone sees it.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{Mutex, PoisonError},
 };
 
@@ -9,7 +9,7 @@ use futures::{SinkExt, StreamExt, TryStreamExt, future::try_join_all};
 
 use super::{
     capture::{DatabaseDetail, SnapshotDetail, TableDetail},
-    catalog::{self, SequencePosition},
+    catalog::{self, RelationKind, SequencePosition},
     connect::{Server, Session},
     error::{PostgresError, query},
     sql,
@@ -19,7 +19,7 @@ use super::{
 use crate::{
     pipeline::{Artifact, Fingerprint, PipelineError, Progress, RowHasher, SnapshotReader},
     report,
-    source::{Compared, RestoredItem, SourceError},
+    source::{Compared, Difference, RestoredItem, SourceError},
 };
 
 /// The longest piece of DDL that is read as a whole, in bytes.
@@ -55,9 +55,16 @@ pub(super) struct Build {
     pub(super) tables: Vec<TableBuild>,
     pub(super) rows: u64,
     pub(super) raw: u64,
+    /// Leave out where things are, and put them where the database is.
+    pub(super) without_tablespaces: bool,
 }
 
 impl Build {
+    /// What the manifest notes of the database.
+    pub(super) fn detail(&self) -> &DatabaseDetail {
+        &self.detail
+    }
+
     pub(super) fn new(
         snapshot: &SnapshotReader,
         detail: DatabaseDetail,
@@ -79,7 +86,17 @@ impl Build {
         tables.sort_by_key(|table| std::cmp::Reverse(table.artifact.raw));
         let rows = tables.iter().map(|table| table.fingerprint.rows).sum();
         let raw = tables.iter().map(|table| table.artifact.raw).sum();
-        Ok(Self { detail, major: whole.major, to, temporary, keep_as: None, tables, rows, raw })
+        Ok(Self {
+            detail,
+            major: whole.major,
+            to,
+            temporary,
+            keep_as: None,
+            tables,
+            rows,
+            raw,
+            without_tablespaces: false,
+        })
     }
 
     pub(super) fn swap(&self) -> Swap {
@@ -94,10 +111,13 @@ pub(super) async fn create(session: &Session, snapshot: &SnapshotReader, build: 
     let create = statements.iter().find(|statement| statement.begins(&["create", "database"])).ok_or_else(|| {
         PostgresError::Detail { detail: format!("{} creates no database", build.detail.properties_sql()) }
     })?;
-    session
-        .batch_execute(&create.on_database(&build.temporary))
-        .await
-        .map_err(query(format!("creating database `{}`", build.temporary)))?;
+    let mut statement = create.on_database(&build.temporary);
+    if build.without_tablespaces
+        && let Some(create) = sql::statements(&statement).first().map(sql::Statement::without_tablespace)
+    {
+        statement = create;
+    }
+    session.batch_execute(&statement).await.map_err(query(format!("creating database `{}`", build.temporary)))?;
     Ok(())
 }
 
@@ -115,14 +135,13 @@ pub(super) async fn properties(session: &Session, snapshot: &SnapshotReader, bui
     Ok(())
 }
 
-/// Definitions, rows, definitions, sequences, statistics, and the comparison.
+/// Definitions, rows, definitions, sequences.
 pub(super) async fn fill(
     server: &Server,
     snapshot: &SnapshotReader,
     psql: &Tools,
     build: &Build,
-    target_major: u32,
-) -> Result<Vec<RestoredItem>, SourceError> {
+) -> Result<(), SourceError> {
     let progress = snapshot.progress();
     progress.set_phase(format!("definitions of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
@@ -130,12 +149,48 @@ pub(super) async fn fill(
     each_table(server, snapshot, build, Step::Load).await?;
     progress.set_phase(format!("indexes and constraints of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await?;
-    run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await?;
+    run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await
+}
+
+/// Statistics for the planner.
+pub(super) async fn analyze(server: &Server, build: &Build) -> Result<(), SourceError> {
     let session = server.connect(&build.temporary).await?;
-    session.batch_execute("ANALYZE").await.map_err(query(format!("ANALYZE of `{}`", build.temporary)))?;
-    progress.set_phase(format!("comparing {}", build.to));
-    compare_sequences(&session, snapshot, build).await?;
-    compare_tables(server, snapshot, build, target_major).await
+    Ok(session.batch_execute("ANALYZE").await.map_err(query(format!("ANALYZE of `{}`", build.temporary)))?)
+}
+
+/// Every sequence, and the rows of every table, beside what was captured.
+pub(super) async fn compare(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    build: &Build,
+    target_major: u32,
+) -> Result<Comparison, SourceError> {
+    snapshot.progress().set_phase(format!("comparing {}", build.to));
+    let session = server.connect(&build.temporary).await?;
+    let mut comparison = compare_tables(server, snapshot, build, target_major).await?;
+    comparison.differences.extend(compare_sequences(&session, snapshot, build).await?);
+    Ok(comparison)
+}
+
+/// What a comparison found.
+#[derive(Default)]
+pub(super) struct Comparison {
+    /// Tables that are the same, or of which nobody can tell.
+    pub(super) items: Vec<RestoredItem>,
+    /// What is not the same.
+    pub(super) differences: Vec<Difference>,
+}
+
+impl Comparison {
+    /// The items, unless something differs.
+    pub(super) fn same_or_error(self) -> Result<Vec<RestoredItem>, PostgresError> {
+        if self.differences.is_empty() {
+            return Ok(self.items);
+        }
+        let differences: Vec<String> =
+            self.differences.iter().map(|one| format!("{}: {}", one.object, one.what)).collect();
+        Err(PostgresError::Differs { total: differences.len(), differences })
+    }
 }
 
 /// Feeds an artifact of SQL to `psql`, to the first error. Not in one transaction, whose locks on some thousand tables a server has
@@ -156,6 +211,12 @@ async fn run_sql(
         .env("PGOPTIONS", "-c client_min_messages=warning -c client_connection_check_interval=10000 -c statement_timeout=0 -c default_transaction_read_only=off -c synchronous_commit=off")
         .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"])
         .feed(&format!("{path} of database `{}`", build.to))?;
+    if build.without_tablespaces && !build.detail.tablespaces.is_empty() {
+        // Few databases have any, and their definitions are short beside their rows.
+        let text = snapshot.text(artifact, MOST_TEXT).await?;
+        running.write(sql::without_tablespaces(&text).as_bytes()).await?;
+        return Ok(running.finish().await?);
+    }
     let mut parts = std::pin::pin!(snapshot.open(artifact));
     while let Some(part) = parts.next().await {
         running.write(&part?).await?;
@@ -257,10 +318,9 @@ async fn compare_tables(
     snapshot: &SnapshotReader,
     build: &Build,
     target_major: u32,
-) -> Result<Vec<RestoredItem>, SourceError> {
+) -> Result<Comparison, SourceError> {
     let compared = each_table(server, snapshot, build, Step::Compare).await?;
-    let mut items = Vec::new();
-    let mut differences = Vec::new();
+    let mut comparison = Comparison::default();
     for Pair { name, was, is } in compared {
         let verdict = if was == is {
             Compared::Same
@@ -273,41 +333,54 @@ async fn compare_tables(
             } else {
                 format!("captured {}", was.rows)
             };
-            differences.push(format!("{name}: {} ({what})", report::count(is.rows, "row")));
+            let what = format!("{} ({what})", report::count(is.rows, "row"));
+            comparison.differences.push(Difference { object: name, what });
             continue;
         };
-        items.push(RestoredItem {
+        comparison.items.push(RestoredItem {
             name: format!("{}: {name}", build.to),
             rows: is.rows,
             bytes: is.bytes,
             compared: verdict,
         });
     }
-    if !differences.is_empty() {
-        differences.sort();
-        return Err(PostgresError::Differs { total: differences.len(), differences }.into());
-    }
-    items.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(items)
+    comparison.differences.sort_by(|a, b| a.object.cmp(&b.object));
+    comparison.items.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(comparison)
 }
 
 /// Ahead is allowed, behind never.
-async fn compare_sequences(session: &Session, snapshot: &SnapshotReader, build: &Build) -> Result<(), SourceError> {
+async fn compare_sequences(
+    session: &Session,
+    snapshot: &SnapshotReader,
+    build: &Build,
+) -> Result<Vec<Difference>, SourceError> {
     let artifact = snapshot.artifact(&build.detail.sequences_sql())?;
     let was: Vec<SequencePosition> = serde_json::from_value(artifact.detail.clone())
         .map_err(|error| PipelineError::from(crate::repository::Trust::damaged(&artifact.path, error)))?;
-    let names: Vec<(String, String)> = was.iter().map(|one| (one.schema.clone(), one.name.clone())).collect();
-    let is = catalog::sequence_positions(session, &names).await?;
+    let there: HashSet<(String, String)> = catalog::relations(session)
+        .await?
+        .into_iter()
+        .filter(|relation| relation.kind == RelationKind::Sequence)
+        .map(|relation| (relation.schema, relation.name))
+        .collect();
+    let name = |one: &SequencePosition| (one.schema.clone(), one.name.clone());
+    let names: Vec<(String, String)> = was.iter().map(name).filter(|name| there.contains(name)).collect();
+    let (is, down) =
+        (catalog::sequence_positions(session, &names).await?, catalog::descending_sequences(session).await?);
     let is: HashMap<(&str, &str), &SequencePosition> =
         is.iter().map(|one| ((one.schema.as_str(), one.name.as_str()), one)).collect();
     let mut differences = Vec::new();
     for position in &was {
-        if is.get(&(position.schema.as_str(), position.name.as_str())) != Some(&position) {
-            differences.push(format!("sequence {}", catalog::shown(&position.schema, &position.name)));
-        }
+        let what = match is.get(&(position.schema.as_str(), position.name.as_str())) {
+            None => "is not there".to_owned(),
+            Some(is) if is.is_behind(position, down.contains(&name(position))) => {
+                format!("is at {} and was at {}", is.last_value, position.last_value)
+            }
+            Some(_) => continue,
+        };
+        let object = format!("sequence {}", catalog::shown(&position.schema, &position.name));
+        differences.push(Difference { object, what });
     }
-    match differences.len() {
-        0 => Ok(()),
-        total => Err(PostgresError::Differs { differences, total }.into()),
-    }
+    Ok(differences)
 }

@@ -16,7 +16,7 @@ use super::{
     catalog::{self, Extension, Properties, Relation, RelationKind, Version},
     connect::{self, Server, Session},
     error::{PostgresError, query},
-    sql,
+    inventory, sql, throwaway,
     tools::Tools,
 };
 use crate::{
@@ -39,7 +39,17 @@ pub(super) struct SnapshotDetail {
     pub(super) major: u32,
     /// Version of `pg_dump`, which wrote the DDL.
     pub(super) pg_dump: String,
+    /// The name of the server's first superuser: grants in globals.sql may be by that one.
+    #[serde(default = "postgres")]
+    pub(super) bootstrap: String,
+    /// Are the passwords of roles in globals.sql?
+    #[serde(default)]
+    pub(super) with_passwords: bool,
     pub(super) databases: Vec<DatabaseDetail>,
+}
+
+fn postgres() -> String {
+    "postgres".to_owned()
 }
 
 /// What the manifest notes of one database.
@@ -71,6 +81,9 @@ impl DatabaseDetail {
     }
     pub(super) fn post_data_sql(&self) -> String {
         format!("{}/post-data.sql", self.folder)
+    }
+    pub(super) fn inventory_txt(&self) -> String {
+        format!("{}/inventory.txt", self.folder)
     }
     pub(super) fn sequences_sql(&self) -> String {
         format!("{}/sequences.sql", self.folder)
@@ -131,6 +144,8 @@ pub(super) struct PostgresCapture {
     version: Version,
     /// May `pg_dumpall` read passwords?
     reads_passwords: bool,
+    bootstrap: String,
+    marks: Vec<String>,
     databases: Vec<HeldDatabase>,
     uncovered: Vec<String>,
 }
@@ -158,11 +173,14 @@ impl PostgresCapture {
         if !role.reads_passwords {
             uncovered.push(format!("passwords of roles, which role `{}` may not read", role.name));
         }
+        let bootstrap = catalog::bootstrap_superuser(&session).await?;
+        let marks = throwaway::marks(&session).await?;
         let mut databases = Vec::with_capacity(names.len());
         for name in &names {
             databases.push(hold(server, name, &role.name, into).await?);
         }
-        Ok(Self { server: server.clone(), tools, version, reads_passwords: role.reads_passwords, databases, uncovered })
+        let (server, reads_passwords) = (server.clone(), role.reads_passwords);
+        Ok(Self { server, tools, version, reads_passwords, bootstrap, marks, databases, uncovered })
     }
 }
 
@@ -322,6 +340,8 @@ impl PostgresCapture {
             server_version: self.version.text.clone(),
             major: self.version.major,
             pg_dump: self.tools.version.clone(),
+            bootstrap: self.bootstrap.clone(),
+            with_passwords: self.reads_passwords,
             databases: self.databases.iter().map(|held| held.detail.clone()).collect(),
         };
         let empty = detail.databases.iter().all(|database| database.tables == 0);
@@ -335,6 +355,7 @@ impl PostgresCapture {
             hint: None,
             notes: Vec::new(),
             about: Vec::new(),
+            server: self.marks,
             empty,
         })
     }
@@ -383,6 +404,10 @@ impl PostgresCapture {
         }
         let mut writer = into.artifact(detail.properties_sql(), Format::Sql).await?;
         writer.write(properties.as_bytes()).await?;
+        writer.finish(serde_json::Value::Null).await?;
+        // In the holder's snapshot, as `pg_dump` was.
+        let mut writer = into.artifact(detail.inventory_txt(), Format::Text).await?;
+        writer.write(inventory::take(&held.holder).await?.as_bytes()).await?;
         writer.finish(serde_json::Value::Null).await?;
         Ok(())
     }
@@ -442,9 +467,13 @@ impl PostgresCapture {
     }
 }
 
-/// `--restrict-key`, where this `pg_dump` has it (from 14.19, 15.14, 16.10, 17.6 and 18 on).
 async fn restrict_argument(tools: &Tools, into: &SnapshotWriter) -> Result<Option<String>, PostgresError> {
-    Ok(tools.knows_restrict_key().await?.then(|| format!("--restrict-key={}", into.restrict_key())))
+    restrict_argument_for(tools, into.restrict_key()).await
+}
+
+/// `--restrict-key`, where this `pg_dump` has it (from 14.19, 15.14, 16.10, 17.6 and 18 on).
+pub(super) async fn restrict_argument_for(tools: &Tools, key: String) -> Result<Option<String>, PostgresError> {
+    Ok(tools.knows_restrict_key().await?.then(|| format!("--restrict-key={key}")))
 }
 
 async fn copy_out(

@@ -1,6 +1,6 @@
 //! What a server and a database hold, as the system catalogs tell it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -280,12 +280,28 @@ pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, P
     Ok(row.map(|row| shown(row.get(0), row.get(1))))
 }
 
+/// How many large objects there are.
+pub(super) async fn large_objects(session: &Session) -> Result<u64, PostgresError> {
+    let row = session
+        .query_one("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata", &[])
+        .await
+        .map_err(query(format!("looking for large objects in database `{}`", session.database)))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// The extensions that the server could create.
+pub(super) async fn available_extensions(session: &Session) -> Result<HashSet<String>, PostgresError> {
+    let rows = session
+        .query("SELECT name::text FROM pg_catalog.pg_available_extensions", &[])
+        .await
+        .map_err(query("listing the server's extensions"))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// What the database holds that this version does not capture, in words.
 pub(super) async fn not_supported(session: &Session, relations: &[Relation]) -> Result<Option<String>, PostgresError> {
-    let failed = || query(format!("looking for large objects and extensions in database `{}`", session.database));
-    let row =
-        session.query_one("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata", &[]).await.map_err(failed())?;
-    let large_objects = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+    let failed = || query(format!("looking for extensions in database `{}`", session.database));
+    let large_objects = large_objects(session).await?;
     if large_objects > 0 {
         return Ok(Some(crate::report::count(large_objects, "large object")));
     }
@@ -387,6 +403,49 @@ pub(super) struct SequencePosition {
     pub(super) is_called: bool,
 }
 
+impl SequencePosition {
+    /// Would this sequence give a value again that one at `other` has given? `descending` ones count down.
+    pub(super) fn is_behind(&self, other: &Self, descending: bool) -> bool {
+        let (is, was) = ((self.last_value, self.is_called), (other.last_value, other.is_called));
+        match descending {
+            false => is < was,
+            true => (is.0 > was.0) || (is.0 == was.0 && !is.1 && was.1),
+        }
+    }
+}
+
+/// The sequences that count down, by schema and name.
+pub(super) async fn descending_sequences(session: &Session) -> Result<HashSet<(String, String)>, PostgresError> {
+    let rows = session
+        .query(
+            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_sequence s \
+             JOIN pg_catalog.pg_class c ON c.oid = s.seqrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE s.seqincrement < 0",
+            &[],
+        )
+        .await
+        .map_err(query(format!("reading sequences of database `{}`", session.database)))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// The name of the server's first superuser, who owns what is everybody's.
+pub(super) async fn bootstrap_superuser(session: &Session) -> Result<String, PostgresError> {
+    let row = session
+        .query_one("SELECT rolname::text FROM pg_catalog.pg_roles WHERE oid = 10", &[])
+        .await
+        .map_err(query("looking for the server's first superuser"))?;
+    Ok(row.get(0))
+}
+
+/// What tells this server, and its physical replicas, from all others.
+pub(super) async fn system_identifier(session: &Session) -> Result<String, PostgresError> {
+    let row = session
+        .query_one("SELECT system_identifier::text FROM pg_catalog.pg_control_system()", &[])
+        .await
+        .map_err(query("reading the server's system identifier"))?;
+    Ok(row.get(0))
+}
+
 /// Positions of sequences, as they are now: sequences are outside of snapshots, so that read after one they are ahead or equal.
 pub(super) async fn sequence_positions(
     session: &Session,
@@ -439,6 +498,24 @@ mod tests {
         assert!(matches!(choose(&["altlas", "app*"]), Err(PostgresError::NoMatch { .. })));
         assert!(matches!(choose(&["closed"]), Err(PostgresError::ClosedDatabase { .. })));
         assert!(matches!(choose(&["clos*"]), Err(PostgresError::NoMatch { .. })));
+    }
+
+    #[test]
+    fn a_sequence_is_behind_if_it_would_give_a_value_again() {
+        let at =
+            |last_value, is_called| SequencePosition { schema: "s".into(), name: "n".into(), last_value, is_called };
+        for (is, was, descending, behind) in [
+            (at(5, true), at(5, true), false, false),
+            (at(5, false), at(5, true), false, true),
+            (at(5, true), at(5, false), false, false),
+            (at(4, true), at(5, false), false, true),
+            (at(9, false), at(5, true), false, false),
+            (at(-9, false), at(-5, true), true, false),
+            (at(-4, true), at(-5, true), true, true),
+            (at(-5, false), at(-5, true), true, true),
+        ] {
+            assert_eq!(is.is_behind(&was, descending), behind, "{is:?} {was:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What can go wrong with PostgreSQL, by meaning.
 
 use super::words::words;
-use crate::report;
+use crate::{pipeline::Reason, report, source::Cause};
 
 /// A failed call on a PostgreSQL server or one of its programs.
 #[derive(Debug, thiserror::Error)]
@@ -94,6 +94,8 @@ pub enum PostgresError {
         status: String,
         /// The last lines it wrote to stderr.
         stderr: String,
+        /// The SQLSTATE of the first error that it told, where it told one.
+        state: Option<String>,
     },
     /// A program could not be run or talked to.
     #[error("{program} could not be run: {detail}")]
@@ -110,6 +112,8 @@ pub enum PostgresError {
         what: String,
         /// The server's words.
         detail: String,
+        /// Its SQLSTATE, where the server answered.
+        state: Option<String>,
     },
     /// The role may not read everything.
     #[error("role `{role}` cannot read {} of database `{database}`: {}", report::count(*total as u64, "relation"), report::list(names, 5))]
@@ -169,6 +173,27 @@ pub enum PostgresError {
         /// Why.
         detail: String,
     },
+    /// A throwaway server did not take what the snapshot holds.
+    #[error("a throwaway server does not take the backup: {0}")]
+    NotRestorable(#[source] Box<PostgresError>),
+    /// A throwaway server of another major version than the snapshot's.
+    #[error(
+        "{server} is PostgreSQL {found}, and the snapshot is of {wanted}: it is proved by its own major version only"
+    )]
+    OtherMajor {
+        /// Host and port.
+        server: String,
+        /// Its version.
+        found: String,
+        /// The snapshot's major version.
+        wanted: u32,
+    },
+    /// What the snapshot needs and the throwaway server lacks.
+    #[error("the throwaway server lacks {}", report::list(lacking, 8))]
+    Lacking {
+        /// Extensions and the like, in words.
+        lacking: Vec<String>,
+    },
     /// A name that PostgreSQL would cut short.
     #[error("the name `{name}` is too long for a database: PostgreSQL takes {most} bytes")]
     NameTooLong {
@@ -193,7 +218,61 @@ pub enum PostgresError {
     },
 }
 
+/// What a SQLSTATE says of a server that was to take a backup (PostgreSQL documentation, appendix A), where it is not the backup's fault.
+fn place(state: &str, words: &str) -> Option<Reason> {
+    let lacks = |what: &str| words.contains(what);
+    Some(match state {
+        "53100" => Reason::NoSpace,
+        "58030" if lacks("No space left") => Reason::NoSpace,
+        "53200" | "53000" | "53300" | "53400" | "57014" => Reason::Environment,
+        "58P01" => Reason::Missing,
+        "0A000" if lacks("extension") && lacks("is not available") => Reason::Missing,
+        "0A000" if lacks("ICU is not supported") || lacks("unsupported XML feature") => Reason::Missing,
+        "22023" if lacks("locale") => Reason::Missing,
+        state if state.starts_with("57P") || state.starts_with("08") => Reason::ServerLost,
+        _ => return None,
+    })
+}
+
 impl PostgresError {
+    /// What it says where it ended a proof.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Differs { .. } => Cause::Snapshot(Reason::Differs),
+            Self::Detail { .. } => Cause::Snapshot(Reason::Damaged),
+            Self::NotRestorable(error) => match &**error {
+                Self::Query { state, detail: words, .. } | Self::Program { state, stderr: words, .. } => {
+                    match state.as_deref() {
+                        Some(state) => place(state, words).map_or(Cause::Snapshot(Reason::NotRestorable), Cause::Place),
+                        // Nobody answered.
+                        None if words.contains("No space left") => Cause::Place(Reason::NoSpace),
+                        None => Cause::Place(Reason::ServerLost),
+                    }
+                }
+                other => other.cause(),
+            },
+            Self::Lacking { .. } => Cause::Place(Reason::Missing),
+            Self::NoProgram { .. } | Self::WrongProgram { .. } | Self::Version { .. } | Self::OtherMajor { .. } => {
+                Cause::Place(Reason::NoServer)
+            }
+            Self::Query { state, detail: words, .. } | Self::Program { state, stderr: words, .. } => {
+                let reason = state.as_deref().and_then(|state| place(state, words));
+                let nobody = if state.is_none() { Reason::ServerLost } else { Reason::Environment };
+                Cause::Place(reason.unwrap_or(nobody))
+            }
+            Self::Unreachable { .. } => Cause::Place(Reason::ServerLost),
+            _ => Cause::Place(Reason::Environment),
+        }
+    }
+
+    /// The same, where it came while the server was given what the backup holds.
+    pub(super) fn while_restoring(self) -> Self {
+        match self {
+            Self::Query { .. } | Self::Program { .. } => Self::NotRestorable(Box::new(self)),
+            other => other,
+        }
+    }
+
     /// The next step.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
@@ -220,6 +299,9 @@ impl PostgresError {
             Self::Query { detail, .. } if detail.contains("connection closed") || detail.contains("administrator command") => {
                 "the server, or something between, ended the connection: see the server's log, then try again".into()
             }
+            Self::NotRestorable(error) => return error.hint(),
+            Self::OtherMajor { wanted, .. } => format!("give the verification a server of PostgreSQL {wanted}"),
+            Self::Lacking { .. } => "install the packages of these where verifications run".into(),
             Self::Program { .. } | Self::Run { .. } | Self::Query { .. } | Self::Detail { .. } => return None,
         })
     }
@@ -227,5 +309,9 @@ impl PostgresError {
 
 /// Wraps a failed statement.
 pub(super) fn query(what: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> PostgresError {
-    move |error| PostgresError::Query { what: what.into(), detail: words(&error) }
+    move |error| PostgresError::Query {
+        what: what.into(),
+        detail: words(&error),
+        state: error.code().map(|state| state.code().to_owned()),
+    }
 }

@@ -8,18 +8,22 @@ mod capture;
 mod catalog;
 mod connect;
 mod error;
+mod inventory;
+mod proof;
 mod restore;
 mod roles;
 mod sql;
 mod swap;
+mod throwaway;
 mod tools;
 mod words;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
 
 use self::{capture::PostgresCapture, catalog::RelationKind, connect::Server, tools::Tools};
-use super::{Captured, Finding, Fixed, Level, Restore, RestoreRequest, Source, SourceError};
+use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError};
 use crate::{
     config::PostgresConfig,
     pipeline::{SnapshotReader, SnapshotWriter},
@@ -104,6 +108,22 @@ impl Source for PostgresSource {
         let held = PostgresCapture::begin(&self.server, into).await?;
         fixed.now();
         held.transfer(into).await
+    }
+
+    async fn identity(&self) -> Result<Identity, SourceError> {
+        Ok(throwaway::identity(&self.server).await?)
+    }
+
+    async fn claim(&self, others: &[Identity]) -> Result<(), SourceError> {
+        throwaway::claim(&self.server, others).await
+    }
+
+    async fn prove(&self, snapshot: &SnapshotReader, cancel: &CancellationToken) -> Result<Proof, SourceError> {
+        proof::prove(&self.server, snapshot, cancel).await
+    }
+
+    async fn release(&self) -> Result<(), SourceError> {
+        Ok(throwaway::release(&self.server).await?)
     }
 
     async fn plan_restore(

@@ -399,11 +399,14 @@ impl PostgresRestore {
     /// Everything new, under temporary names.
     async fn build(&self, session: &Session) -> Result<Restored, SourceError> {
         let mut restored = Restored { unit: "table", ..Restored::default() };
-        roles::apply(session, &self.roles).await?;
+        roles::apply(session, &self.roles.statements).await?;
         let target_major = catalog::version(&self.server, session).await?.major;
         for build in &self.builds {
             build::create(session, &self.snapshot, build).await?;
-            restored.items.extend(build::fill(&self.server, &self.snapshot, &self.psql, build, target_major).await?);
+            build::fill(&self.server, &self.snapshot, &self.psql, build).await?;
+            build::analyze(&self.server, build).await?;
+            let compared = build::compare(&self.server, &self.snapshot, build, target_major).await?;
+            restored.items.extend(compared.same_or_error()?);
             build::properties(session, &self.snapshot, build).await?;
         }
         Ok(restored)

@@ -54,6 +54,33 @@ pub(super) fn plan(globals: &str, existing: &BTreeSet<String>) -> RolePlan {
     plan
 }
 
+/// All of `globals` for a throwaway server whose first superuser is `bootstrap`: what it says of roles, memberships and parameters. Not what
+/// it says of tablespaces, which a throwaway server never gets, nor that `bootstrap` is to be created; with `keep`, nothing that changes
+/// that role, which is the one that we are.
+pub(super) fn whole(globals: &str, bootstrap: &str, keep: bool) -> Vec<String> {
+    let wanted = |statement: &Statement<'_>| {
+        let role = changed_role(statement);
+        let creates = statement.begins(&["create", "role"]) && role == Some(bootstrap);
+        let kept = keep && role == Some(bootstrap);
+        !creates && !kept && !is_setting(statement) && !is_on_tablespace(statement)
+    };
+    sql::statements(globals).iter().filter(|statement| wanted(statement)).map(|one| one.text.to_owned()).collect()
+}
+
+/// `SET …` and `SELECT pg_catalog.set_config(…)`: of the session, and no part of what there is.
+pub(super) fn is_setting(statement: &Statement<'_>) -> bool {
+    statement.begins(&["set"]) || statement.begins(&["select"])
+}
+
+/// Does it make or change a tablespace?
+pub(super) fn is_on_tablespace(statement: &Statement<'_>) -> bool {
+    statement.begins(&["create", "tablespace"])
+        || statement.begins(&["alter", "tablespace"])
+        || statement.begins(&["comment", "on", "tablespace"])
+        || (statement.begins(&["grant"]) || statement.begins(&["revoke"]))
+            && statement.name_after("on").is_some_and(|word| word == "tablespace")
+}
+
 /// The roles of a server.
 pub(super) async fn existing(session: &Session) -> Result<BTreeSet<String>, PostgresError> {
     let rows = session
@@ -63,14 +90,14 @@ pub(super) async fn existing(session: &Session) -> Result<BTreeSet<String>, Post
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Creates the planned roles in one transaction.
-pub(super) async fn apply(session: &Session, plan: &RolePlan) -> Result<(), PostgresError> {
-    if plan.statements.is_empty() {
+/// Runs statements on roles in one transaction.
+pub(super) async fn apply(session: &Session, statements: &[String]) -> Result<(), PostgresError> {
+    if statements.is_empty() {
         return Ok(());
     }
     let failed = || query("beginning the creation of roles");
     session.batch_execute("BEGIN").await.map_err(failed())?;
-    for statement in &plan.statements {
+    for statement in statements {
         // A statement may hold a password's hash: only its first words are ever shown.
         let words: Vec<&str> = statement.split_whitespace().take(3).collect();
         session.batch_execute(statement).await.map_err(query(format!("creating roles ({} …)", words.join(" "))))?;
@@ -101,5 +128,23 @@ mod tests {
         );
         assert!(told.contains("ALTER ROLE app SET") && told.contains("COMMENT ON ROLE app"), "{told}");
         assert!(told.contains("GRANT \"We;ird\" TO app") && told.contains("GRANT app TO postgres"), "{told}");
+    }
+
+    #[test]
+    fn a_throwaway_server_gets_everything_but_tablespaces() {
+        let told = whole(GLOBALS, "postgres", false).join("\n");
+        for (part, there) in [
+            ("CREATE ROLE app", true),
+            ("ALTER ROLE postgres WITH SUPERUSER", true),
+            ("GRANT pg_monitor TO postgres", true),
+            ("GRANT SET ON PARAMETER", true),
+            ("CREATE ROLE postgres", false),
+            ("TABLESPACE", false),
+            ("default_transaction_read_only", false),
+        ] {
+            assert_eq!(told.contains(part), there, "{part}: {told}");
+        }
+        let kept = whole(GLOBALS, "postgres", true).join("\n");
+        assert!(!kept.contains("ALTER ROLE postgres") && kept.contains("GRANT app TO postgres"), "{kept}");
     }
 }

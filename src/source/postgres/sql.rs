@@ -150,6 +150,19 @@ pub(super) fn statements(sql: &str) -> Vec<Statement<'_>> {
     found
 }
 
+/// A script of `pg_dump` without the settings that say in which tablespace what follows is made.
+pub(super) fn without_tablespaces(sql: &str) -> String {
+    let mut kept = String::with_capacity(sql.len());
+    let mut from = 0;
+    for statement in statements(sql).iter().filter(|statement| statement.begins(&["set", "default_tablespace"])) {
+        kept.push_str(&sql[from..statement.offset]);
+        kept.push_str("SET default_tablespace = ''");
+        from = statement.offset + statement.text.len();
+    }
+    kept.push_str(&sql[from..]);
+    kept
+}
+
 impl Statement<'_> {
     /// Does it begin with these words?
     pub(super) fn begins(&self, words: &[&str]) -> bool {
@@ -174,6 +187,19 @@ impl Statement<'_> {
     /// Does it speak of this database (`… DATABASE name …`)?
     pub(super) fn is_on_database(&self, database: &str) -> bool {
         self.name_after("database") == Some(database)
+    }
+
+    /// The statement without the clause that names a tablespace: `TABLESPACE = name` of CREATE DATABASE, `TABLESPACE name` of others.
+    pub(super) fn without_tablespace(&self) -> String {
+        let found = self.tokens.iter().position(|token| token.kind == Kind::Word("tablespace".into()));
+        let Some(at) = found.filter(|at| *at > 0) else { return self.text.to_owned() };
+        let is_equals = |token: &Token| &self.text[token.start - self.offset..token.end - self.offset] == "=";
+        let equals = usize::from(self.tokens.get(at + 1).is_some_and(is_equals));
+        let (Some(first), Some(last)) = (self.tokens.get(at), self.tokens.get(at + equals + 1)) else {
+            return self.text.to_owned();
+        };
+        let (before, after) = (&self.text[..first.start - self.offset], &self.text[last.end - self.offset..]);
+        format!("{}{after}", before.trim_end())
     }
 
     /// The statement with another name behind its first `DATABASE`.
@@ -230,6 +256,13 @@ mod tests {
             let statement = &statements(sql)[0];
             assert!(statement.is_on_database("altlas"));
             assert_eq!(statement.on_database("n\"ew"), renamed);
+        }
+        for (sql, without) in [
+            ("CREATE DATABASE a WITH TABLESPACE = fast OWNER = b", "CREATE DATABASE a WITH OWNER = b"),
+            ("CREATE DATABASE a WITH OWNER = b TABLESPACE = \"f t\"", "CREATE DATABASE a WITH OWNER = b"),
+            ("CREATE TABLE tablespaces (a int)", "CREATE TABLE tablespaces (a int)"),
+        ] {
+            assert_eq!(statements(sql)[0].without_tablespace(), without);
         }
         assert_eq!(statements("\"é")[0].name(0), Some("é"), "an open quote before a long character");
         let quoted = &statements("ALTER DATABASE \"al-t\"\"las\" OWNER TO app")[0];

@@ -19,7 +19,11 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{connect::Server, error::PostgresError, words::psql_words};
+use super::{
+    connect::Server,
+    error::PostgresError,
+    words::{first_state, psql_words},
+};
 use crate::{
     config::{PostgresHost, TlsMode},
     pipeline::ArtifactWriter,
@@ -214,6 +218,7 @@ impl Program {
 
     async fn ended(&self, what: &str, status: ExitStatus, stderr: JoinHandle<String>) -> Result<(), PostgresError> {
         let stderr = stderr.await.unwrap_or_default();
+        let state = first_state(&stderr);
         // Only it is fed with rows: what it may repeat of them has no place in our logs.
         let stderr = if self.name == "psql" { psql_words(&stderr) } else { stderr };
         if status.success() {
@@ -223,7 +228,8 @@ impl Program {
             return Ok(());
         }
         let stderr = if stderr.is_empty() { "it said nothing".to_owned() } else { stderr };
-        Err(PostgresError::Program { program: self.name, what: what.to_owned(), status: status.to_string(), stderr })
+        let (what, status) = (what.to_owned(), status.to_string());
+        Err(PostgresError::Program { program: self.name, what, status, stderr, state })
     }
 
     /// Runs it; what it prints goes into `writer`. Only an exit status of 0 makes the artifact complete.

@@ -121,6 +121,12 @@ pub(super) fn psql_words(stderr: &str) -> String {
     shown.join("\n")
 }
 
+/// The SQLSTATE of the first error in what `psql` wrote.
+pub(super) fn first_state(stderr: &str) -> Option<String> {
+    let error = |line| psql_error(line).filter(|(_, told)| matches!(told.severity, "ERROR" | "FATAL" | "PANIC"));
+    stderr.lines().find_map(error).map(|(_, told)| told.code.to_owned())
+}
+
 /// `psql:<stdin>:3: ` and the error behind it.
 fn psql_error(line: &str) -> Option<(&str, Told<'_>)> {
     let (before, rest) = line.strip_prefix("psql:")?.split_once(":  ")?;
@@ -199,6 +205,7 @@ mod tests {
         let stderr = "psql:<stdin>:27: ERROR:  23505: could not create unique index \"i\"\n\
              DETAIL:  Key (a)=(two\nlines: secret) is duplicated.\nSCHEMA NAME:  public\nLOCATION:  f, tuplesort.c:4266";
         assert_eq!(psql_words(stderr), "psql:<stdin>:27: ERROR: could not create unique index \"i\"");
+        assert_eq!(first_state(stderr).as_deref(), Some("23505"));
         let stderr = "psql:<stdin>:3: WARNING:  01000: something\npsql:<stdin>:9: ERROR:  23514: my secret\nHINT:  secret\n\
              LOCATION:  exec_stmt_raise, pl_exec.c:3923";
         assert_eq!(

@@ -22,6 +22,7 @@ use super::{
     rdb::{self, RdbError},
     server::{Server, Session},
     tally::{Contents, Tally},
+    throwaway,
 };
 use crate::{
     pipeline::{ArtifactWriter, Cut, Fingerprint, Format, PipelineError, SnapshotWriter},
@@ -82,6 +83,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
         Err(error) => return Err(aftermath(server, form, error).await.into()),
     };
     let cut = cut(&dump, into);
+    let marks = vec![throwaway::replication_id(&dump.replication_id)];
     fixed.now();
     into.progress().set_phase(format!("reading the dump of {}", server.name()));
     let taken = transfer(server, dump, into, &mut writer).await?;
@@ -98,6 +100,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
         hint: None,
         notes: described.notes,
         about,
+        server: marks,
         empty: described.empty,
     })
 }

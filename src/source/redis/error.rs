@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{form::NoForm, rdb::RdbError};
-use crate::report;
+use crate::{pipeline::Reason, report, source::Cause};
 
 /// A failed call on a Redis server, or a dump that is not what it must be.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +154,17 @@ pub enum RedisError {
 }
 
 impl RedisError {
+    /// What it says where it ended a proof.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Differs { .. } | Self::NotCaptured { .. } => Cause::Snapshot(Reason::Differs),
+            Self::Detail { .. } => Cause::Snapshot(Reason::Damaged),
+            Self::NotSupported { .. } | Self::NoForm { .. } => Cause::Place(Reason::NoServer),
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::CutShort { .. } => Cause::Place(Reason::ServerLost),
+            _ => Cause::Place(Reason::Environment),
+        }
+    }
+
     /// The next step.
     pub fn hint(&self) -> Option<String> {
         Some(match self {

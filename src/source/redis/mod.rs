@@ -17,6 +17,7 @@ mod replica;
 mod restore;
 mod server;
 mod tally;
+mod throwaway;
 mod walk;
 mod wire;
 
@@ -24,20 +25,17 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use secrecy::SecretString;
+use tokio_util::sync::CancellationToken;
 
 use self::{dump::Dump, facts::Facts, server::Server, tally::Tally, walk::Walk};
-use super::{Captured, Finding, Fixed, Level, Restore, RestoreRequest, Source, SourceError};
+use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError};
 use crate::{
     config::RedisConfig,
     pipeline::{Fingerprint, Plain, SnapshotReader, SnapshotWriter},
     report,
 };
 
-pub use self::{
-    error::RedisError,
-    form::NoForm,
-    replica::{Proof, prove},
-};
+pub use self::{error::RedisError, form::NoForm};
 
 /// The kind's name in configurations and manifests.
 pub const KIND: &str = "redis";
@@ -84,6 +82,25 @@ impl Source for RedisSource {
 
     async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
         capture::capture(&self.server, into, fixed).await
+    }
+
+    async fn identity(&self) -> Result<Identity, SourceError> {
+        Ok(throwaway::identity(&self.server).await?)
+    }
+
+    async fn claim(&self, others: &[Identity]) -> Result<(), SourceError> {
+        throwaway::claim(&self.server, others).await
+    }
+
+    async fn prove(&self, snapshot: &SnapshotReader, cancel: &CancellationToken) -> Result<Proof, SourceError> {
+        tokio::select! {
+            proof = throwaway::prove(&self.server, snapshot) => proof,
+            () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
+        }
+    }
+
+    async fn release(&self) -> Result<(), SourceError> {
+        Ok(throwaway::release(&self.server).await?)
     }
 
     async fn plan_restore(

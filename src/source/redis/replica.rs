@@ -7,9 +7,7 @@
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use secrecy::SecretString;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     capture::{self, PATH},
@@ -23,7 +21,6 @@ use super::{
     wire::{Wire, command},
 };
 use crate::{
-    config::RedisConfig,
     pipeline::{Progress, SnapshotReader},
     source::SourceError,
 };
@@ -37,38 +34,28 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// A master is silent for no longer than this, nor is a replica: it acknowledges every second.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// What a throwaway server made of a snapshot.
+/// The replication id that we give ourselves as a master: a server that has it holds what a proof left.
+pub(super) const OUR_ID: &str = "0000000000000000000000000000000000000001";
+
+/// What a throwaway server made of a dump.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Proof {
-    /// Keys that it held, in all databases.
-    pub keys: u64,
+pub(super) struct Replicated {
+    /// The server and its version.
+    pub(super) server: String,
     /// How what it held differs from what was captured, in words; nothing where it is the same.
-    pub differences: Vec<String>,
+    pub(super) differences: Vec<String>,
     /// What the comparison does not cover, in words.
-    pub not_compared: Vec<String>,
+    pub(super) not_compared: Vec<String>,
     /// How long it took from the first byte until the data was live.
-    pub loaded: Duration,
+    pub(super) loaded: Duration,
 }
 
-/// Fills the throwaway server at `config` with the snapshot by replication, takes a dump back and compares. **Whatever the server holds
-/// is gone**: the caller must know that it is nobody's.
+/// Fills the throwaway server with the snapshot by replication, takes a dump back and compares. **Whatever the server holds is gone**: it
+/// must be claimed.
 ///
 /// # Errors
 /// A server that cannot be reached, is too old for the file, or does not load it; damaged parts.
-pub async fn prove(
-    config: RedisConfig,
-    password: Option<SecretString>,
-    snapshot: &SnapshotReader,
-    cancel: &CancellationToken,
-) -> Result<Proof, SourceError> {
-    let server = Server::new(config, password);
-    tokio::select! {
-        proof = fill_and_compare(&server, snapshot) => proof,
-        () = cancel.cancelled() => Err(SourceError::Interrupted { left: None }),
-    }
-}
-
-async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<Proof, SourceError> {
+pub(super) async fn prove(server: &Server, snapshot: &SnapshotReader) -> Result<Replicated, SourceError> {
     let detail = detail(snapshot)?;
     let session = server.session().await?;
     let facts = Facts::ask(server, &session).await?;
@@ -106,12 +93,7 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
             let keys = crate::report::count(*keys, "key");
             not_compared.push(format!("{keys} of module type `{module}`: only that they are there"));
         }
-        Ok(Proof {
-            keys: found.databases().values().sum(),
-            differences: captured.differences(&found),
-            not_compared,
-            loaded,
-        })
+        Ok(Replicated { server: facts.name(), differences: captured.differences(&found), not_compared, loaded })
     };
     let proof = tokio::select! {
         // The master never ends by itself but by a failure, which explains why the other does not get on.
@@ -185,8 +167,7 @@ impl<'a> Master<'a> {
             }
         }
         let artifact = snapshot.artifact(PATH)?;
-        let id = "0".repeat(39) + "1";
-        writing.send(what, format!("+FULLRESYNC {id} 0\r\n${}\r\n", artifact.raw).as_bytes()).await?;
+        writing.send(what, format!("+FULLRESYNC {OUR_ID} 0\r\n${}\r\n", artifact.raw).as_bytes()).await?;
         let progress = snapshot.progress();
         let mut parts = std::pin::pin!(snapshot.open(artifact));
         while let Some(part) = parts.next().await {
