@@ -122,16 +122,19 @@ pub(super) fn planned(path: &str) -> Option<&'static str> {
     PLANNED.iter().find(|(key, _)| *key == path).map(|(_, what)| *what)
 }
 
-/// The full path of the known key nearest to `name` in `table`: the very name in another table, else by spelling in the same.
+/// The full path of the known key nearest to `name` in `table`: by spelling in the same table, else the very name in another one.
 pub(super) fn nearest(table: &str, name: &str) -> Option<String> {
-    let elsewhere =
-        KEYS.iter().chain(PLANNED.iter().map(|(key, _)| key)).find(|key| key.split('.').any(|part| part == name)).map(
-            |key| match key.split_once(&format!("{name}.")) {
+    let here = || nearest_of(name, &children(table)).map(|found| join(table, found));
+    let elsewhere = || {
+        let all = KEYS.iter().chain(PLANNED.iter().map(|(key, _)| key));
+        all.into_iter().find(|key| key.split('.').any(|part| part == name)).map(|key| {
+            match key.split_once(&format!("{name}.")) {
                 Some((before, _)) => format!("{before}{name}"),
                 None => (*key).to_owned(),
-            },
-        );
-    elsewhere.or_else(|| nearest_of(name, &children(table)).map(|found| join(table, found)))
+            }
+        })
+    };
+    here().or_else(elsewhere)
 }
 
 /// The candidate spelled most like `word`, where one is near enough to be meant.
