@@ -122,9 +122,11 @@ pub(super) fn planned(path: &str) -> Option<&'static str> {
     PLANNED.iter().find(|(key, _)| *key == path).map(|(_, what)| *what)
 }
 
-/// The full path of the known key nearest to `name` in `table`: by spelling in the same table, else the very name in another one.
+/// The full path of the known key nearest to `name` in `table`: one or several of it in the same table, the very name in another one, else
+/// by spelling in the same.
 pub(super) fn nearest(table: &str, name: &str) -> Option<String> {
-    let here = || nearest_of(name, &children(table)).map(|found| join(table, found));
+    let number = |child: &&str| child.strip_suffix('s') == Some(name) || name.strip_suffix('s') == Some(*child);
+    let several = || children(table).into_iter().find(number).map(|found| join(table, found));
     let elsewhere = || {
         let all = KEYS.iter().chain(PLANNED.iter().map(|(key, _)| key));
         all.into_iter().find(|key| key.split('.').any(|part| part == name)).map(|key| {
@@ -134,7 +136,8 @@ pub(super) fn nearest(table: &str, name: &str) -> Option<String> {
             }
         })
     };
-    here().or_else(elsewhere)
+    let alike = || nearest_of(name, &children(table)).map(|found| join(table, found));
+    several().or_else(elsewhere).or_else(alike)
 }
 
 /// The candidate spelled most like `word`, where one is near enough to be meant.
