@@ -27,3 +27,4 @@ mod secrecy;
 mod store;
 mod support;
 mod tls;
+mod verify;
