@@ -33,7 +33,7 @@ ARG POSTGRES_MAJORS=15
 # Versions of packages are the distribution's newest, for their security fixes; so DL3008. The two files keep packages from
 # making a database cluster and from starting services. What was installed must run, else there is no image.
 # hadolint ignore=DL3008
-RUN set -eu; \
+RUN set -eu; export DEBIAN_FRONTEND=noninteractive; \
     mkdir -p /etc/postgresql-common/createcluster.d; \
     echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.d/altlas-backup.conf; \
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; \

@@ -65,7 +65,7 @@ impl Objects {
 
     #[track_caller]
     pub(super) fn get(&self, kind: &str, name: &str) -> &Value {
-        let found = self.of_kind(kind).find(|object| object["metadata"]["name"] == name);
+        let found = self.0.iter().find(|object| object["kind"] == kind && object["metadata"]["name"] == name);
         found.unwrap_or_else(|| panic!("no {kind}/{name}"))
     }
 
