@@ -44,7 +44,9 @@ fn main() {
             println!("{artifact} of backup {backup} has the bytes of backup {donor}, and every digest is good");
         }
         _ => {
-            eprintln!("use: sabotage flip FOLDER IDENTITY BACKUP SOURCE ARTIFACT | graft FOLDER IDENTITY BACKUP SOURCE ARTIFACT DONOR");
+            eprintln!(
+                "use: sabotage flip FOLDER IDENTITY BACKUP SOURCE ARTIFACT | graft FOLDER IDENTITY BACKUP SOURCE ARTIFACT DONOR"
+            );
             std::process::exit(2);
         }
     }

@@ -37,13 +37,7 @@ pub fn graft(workspace: &Workspace, into: &str, donor: &str, source: &str, artif
 
 /// Changes an artifact's bytes under the fingerprint that was captured.
 #[track_caller]
-pub fn rewrite(
-    workspace: &Workspace,
-    backup: &str,
-    source: &str,
-    artifact: &str,
-    change: impl FnOnce(&mut Vec<u8>),
-) {
+pub fn rewrite(workspace: &Workspace, backup: &str, source: &str, artifact: &str, change: impl FnOnce(&mut Vec<u8>)) {
     forging(workspace).rewrite(backup, source, artifact, change);
 }
 

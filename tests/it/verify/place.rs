@@ -49,7 +49,10 @@ fn without_the_server_s_program_nobody_can_tell() {
     assert!(source["hint"].as_str().unwrap().contains("postgres_bin"), "{report}");
     assert_eq!(listed_verdict(&workspace, &backup), "inconclusive");
     // Another major version is no better.
-    workspace.set("scratch.postgres_bin", crate::support::tools::server_program(Major::V18, "postgres").parent().unwrap().display().to_string());
+    workspace.set(
+        "scratch.postgres_bin",
+        crate::support::tools::server_program(Major::V18, "postgres").parent().unwrap().display().to_string(),
+    );
     verify(&workspace, &backup, 4);
     workspace.table["scratch"].as_table_mut().unwrap().remove("postgres_bin");
     verified(&workspace, &backup);
@@ -77,7 +80,8 @@ fn an_extension_that_is_missing_here_is_not_the_backup_s_fault() {
 /// A copy of the server's programs and their files without that extension's: PostgreSQL finds its files beside its programs.
 fn without_extension(workspace: &Workspace, extension: &str) -> String {
     let root = workspace.path("pg");
-    for (from, to) in [("/usr/lib/postgresql/15", "usr/lib/postgresql/15"), ("/usr/share/postgresql/15", "usr/share/postgresql/15")]
+    for (from, to) in
+        [("/usr/lib/postgresql/15", "usr/lib/postgresql/15"), ("/usr/share/postgresql/15", "usr/share/postgresql/15")]
     {
         let to = root.join(to);
         fs::create_dir_all(to.parent().unwrap()).unwrap();
@@ -102,10 +106,7 @@ fn a_disk_that_is_full_is_not_the_backup_s_fault() {
     for (size, needle) in [("20m", "needs about"), ("130m", "")] {
         let disk = workspace.path(&format!("disk-{size}"));
         fs::create_dir(&disk).unwrap();
-        let script = format!(
-            "mount -t tmpfs -o size={size} none {0} && exec \"$@\"",
-            disk.display()
-        );
+        let script = format!("mount -t tmpfs -o size={size} none {0} && exec \"$@\"", disk.display());
         workspace.set("scratch.folder", disk.display().to_string());
         let output = workspace
             .run(&["--json", "verify", &backup])
@@ -128,7 +129,11 @@ fn time_that_runs_out_is_not_the_backup_s_fault() {
     let backup = back_up(&workspace);
     // A server that never gets ready: its program does nothing.
     let program = workspace.path("redis-server");
-    fs::write(&program, "#!/bin/sh\n[ \"$1\" = --version ] && { echo 'Redis server v=7.0.15'; exit; }\nexec sleep 600\n").unwrap();
+    fs::write(
+        &program,
+        "#!/bin/sh\n[ \"$1\" = --version ] && { echo 'Redis server v=7.0.15'; exit; }\nexec sleep 600\n",
+    )
+    .unwrap();
     let made = std::process::Command::new("chmod").args(["755", program.to_str().unwrap()]).status().unwrap();
     assert!(made.success());
     workspace.set("scratch.redis_server", program.display().to_string());

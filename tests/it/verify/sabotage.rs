@@ -78,14 +78,19 @@ fn of_postgres() {
         "ALTER TABLE left_twin DROP CONSTRAINT is_positive",
         "ALTER TABLE left_twin ADD CONSTRAINT is_positive CHECK (id > 0)",
     );
-    graft("a constraint lost", &["is_positive of table public.left_twin"], &unconstrained, "databases/altlas/pre-data.sql");
-    let withdrawn =
-        after("REVOKE SELECT ON right_twin FROM auditor", "GRANT SELECT ON right_twin TO auditor");
+    graft(
+        "a constraint lost",
+        &["is_positive of table public.left_twin"],
+        &unconstrained,
+        "databases/altlas/pre-data.sql",
+    );
+    let withdrawn = after("REVOKE SELECT ON right_twin FROM auditor", "GRANT SELECT ON right_twin TO auditor");
     graft("a grant lost", &["grants on table public.right_twin"], &withdrawn, "databases/altlas/pre-data.sql");
     found(&workspace, &first, "parts swapped", &["public.left_twin", "public.right_twin"], |copy| {
         forge::change_manifest(copy, &first, "database", |manifest| {
             let artifacts = manifest["artifacts"].as_array_mut().unwrap();
-            let place = |name: &str| artifacts.iter().position(|one| one["path"].as_str().unwrap().ends_with(name)).unwrap();
+            let place =
+                |name: &str| artifacts.iter().position(|one| one["path"].as_str().unwrap().ends_with(name)).unwrap();
             let (left, right) = (place("left_twin"), place("right_twin"));
             let parts = [artifacts[left]["parts"].clone(), artifacts[right]["parts"].clone()];
             let raw = [artifacts[left]["raw"].clone(), artifacts[right]["raw"].clone()];
@@ -131,7 +136,12 @@ fn of_redis() {
         &[&["PEXPIREAT", "session:3", "1999999999000"]],
     );
     spoilt("a key in another database", &["session:1"], &["MOVE", "session:1", "9"], &[&["SET", "session:1", "one"]]);
-    spoilt("a list in another order", &["queue"], &["RPOPLPUSH", "queue", "queue"], &[&["LMOVE", "queue", "queue", "LEFT", "RIGHT"]]);
+    spoilt(
+        "a list in another order",
+        &["queue"],
+        &["RPOPLPUSH", "queue", "queue"],
+        &[&["LMOVE", "queue", "queue", "LEFT", "RIGHT"]],
+    );
     let other = "#!lua name=lib\nredis.register_function('f', function() return 2 end)";
     spoilt("a function changed", &["function"], &["FUNCTION", "LOAD", "REPLACE", other], &[]);
 }
@@ -159,9 +169,7 @@ fn change_payload(archive: &mut [u8], stream: &str, subject: &str, payload: &[u8
 #[test]
 fn of_jetstream() {
     let server = Nats::start(NatsVersion::V29);
-    let create = |limit: u64| {
-        json!({"name": "JOBS", "subjects": ["jobs.>"], "retention": "limits", "storage": "file", "max_msgs": limit})
-    };
+    let create = |limit: u64| json!({"name": "JOBS", "subjects": ["jobs.>"], "retention": "limits", "storage": "file", "max_msgs": limit});
     server.ask("STREAM.CREATE.JOBS", &create(1000));
     for n in 1..=20 {
         server.publish("jobs.plain", format!("payload-{n:04}").as_bytes());
