@@ -420,6 +420,7 @@ fn mebibytes(quantity: &Value) -> Option<u64> {
 #[test]
 fn the_base_keeps_to_the_rules() {
     assert_eq!(findings(Objects::base()), [""; 0]);
+    assert_eq!(findings(&Objects::guarded()), [""; 0]);
 }
 
 #[test]

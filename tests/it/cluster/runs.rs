@@ -31,7 +31,7 @@ impl Deployment {
     fn start() -> Self {
         let deployment = Self {
             database: Postgres::start(Major::V15),
-            cache: Redis::start(RedisVersion::V70),
+            cache: Redis::start_with(RedisVersion::V70, &["repl-diskless-sync-delay 0"]),
             messages: Nats::start(NatsVersion::V29),
             store: BlockingS3::start(S3Kind::SeaweedFs).unwrap(),
         };
@@ -103,7 +103,7 @@ fn the_cron_jobs_as_rendered_back_up_and_verify() {
     let before = ["postgres-db", "redis", "nats"].map(|name| node.connections(name));
     let verify = node.pod("verify");
     let text = verify.run().ok().stdout;
-    assert_eq!(text.matches("verified").count(), 4, "the backup and its three sources: {text}");
+    assert!(text.matches("verified ").count() == 3 && text.contains("VERIFIED"), "{text}");
     assert_eq!(verify.left_in("scratch"), [""; 0]);
     assert_eq!(verify.left_in("tmp"), [""; 0]);
     assert_eq!(["postgres-db", "redis", "nats"].map(|name| node.connections(name)), before, "no live server was asked");
@@ -131,7 +131,9 @@ fn a_throwaway_postgresql_needs_its_user_s_name_and_its_own_folder_only() {
     let writable =
         verify.run_other(&["find", "/", "-path", "/proc", "-prune", "-o", "-type", "d", "-writable", "-print"]);
     let writable = writable.output().stdout;
-    assert_eq!(writable.lines().collect::<Vec<_>>(), ["/dev/shm", "/scratch", "/tmp"]);
+    let mut writable: Vec<&str> = writable.lines().collect();
+    writable.sort_unstable();
+    assert_eq!(writable, ["/dev/shm", "/scratch", "/tmp"]);
     let user = verify
         .run_other(&["sh", "-c", "id; grep -E 'Cap(Inh|Prm|Eff|Bnd|Amb)|NoNewPrivs' /proc/self/status"])
         .ok()
