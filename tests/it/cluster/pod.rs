@@ -3,6 +3,8 @@
 //! Its container gets the files, folders, environment, user and group that the YAML says, in a root that holds what the image holds of
 //! Debian (`/usr` is this machine's) and that cannot be written to. It is process 1, has no rights, and knows by name whom the network
 //! policies let it reach. What is not as in a cluster: it shares this machine's network, and nothing limits its memory.
+//!
+//! With `ALTLAS_IMAGE_ROOT`, the folder of an unpacked image (`docker export`), `/usr` and `/etc/passwd` are that image's.
 
 use std::{
     collections::BTreeMap,
@@ -26,6 +28,11 @@ use crate::support::{binary::Run, fixture, proxy::TcpProxy, temp_folder};
 
 /// Folders of the PATH of images that are made from Debian's.
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+
+/// Where the image's files are: this machine's root, which is Debian's too.
+fn image_root() -> PathBuf {
+    std::env::var_os("ALTLAS_IMAGE_ROOT").map_or_else(|| "/".into(), PathBuf::from)
+}
 
 /// A server of the cluster: a name and a port that lead to a server of the tests.
 struct Host {
@@ -173,7 +180,7 @@ impl Pod<'_> {
             fs::write(root.join("dev").join(device), "").unwrap();
         }
         for file in ["nsswitch.conf", "ld.so.cache"] {
-            fs::copy(Path::new("/etc").join(file), root.join("etc").join(file)).unwrap();
+            fs::copy(image_root().join("etc").join(file), root.join("etc").join(file)).unwrap();
         }
         let reached = flows::reached_by(&self.node.objects, self.template.component().unwrap());
         let hosts = self.node.hosts.iter().filter(|host| reached.contains(&(host.name.to_owned(), host.proxy.port())));
@@ -190,7 +197,7 @@ impl Pod<'_> {
     }
 
     fn write_passwd(&self) {
-        let host = fs::read_to_string("/etc/passwd").unwrap();
+        let host = fs::read_to_string(image_root().join("etc/passwd")).unwrap();
         let others = host.lines().filter(|line| line.split(':').nth(2) != Some(&USER.to_string()));
         let own = self.named.then_some(self.node.image.passwd.as_str());
         let lines: Vec<&str> = others.chain(own).collect();
@@ -200,7 +207,7 @@ impl Pod<'_> {
     /// From where, to where, and may it only be read?
     fn mounts(&self) -> Vec<(PathBuf, String, bool)> {
         let mut mounts: Vec<(PathBuf, String, bool)> = vec![
-            ("/usr".into(), "/usr".into(), true),
+            (image_root().join("usr"), "/usr".into(), true),
             ("/etc/ssl".into(), "/etc/ssl".into(), true),
             (self.folder.join("local-bin"), "/usr/local/bin".into(), true),
             (env!("CARGO_BIN_EXE_altlas-backup").into(), self.node.image.program.clone(), true),

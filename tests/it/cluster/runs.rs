@@ -2,8 +2,9 @@
 //!
 //! Only root can make the places that they run in; for others these tests say so.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 use super::pod::Node;
@@ -13,8 +14,11 @@ use crate::support::{
     postgres::{Major, Postgres},
     redis::{Redis, RedisVersion},
     s3::{BlockingS3, S3Kind},
-    tools,
+    tools, wait_for,
 };
+
+/// How long something that is on its way may take.
+const SOON: Duration = Duration::from_secs(60);
 
 /// The servers of a deployment: one of each kind, with data, and an object store.
 struct Deployment {
@@ -109,6 +113,17 @@ fn the_cron_jobs_as_rendered_back_up_and_verify() {
     assert_eq!(["postgres-db", "redis", "nats"].map(|name| node.connections(name)), before, "no live server was asked");
     let seen = newest(&node);
     assert_eq!((&seen["status"], &seen["verdict"]), (&"good".into(), &"verified".into()), "{seen}");
+
+    // A deadline ends a pod's first process by SIGTERM; nothing is left, and nothing was found out.
+    let ended = node.pod("verify");
+    let running = ended.run().spawn();
+    wait_for("a throwaway server's folder", SOON, || (!ended.left_in("scratch").is_empty()).then_some(()));
+    let first = format!("/proc/{0}/task/{0}/children", running.id());
+    let first: i32 = std::fs::read_to_string(first).unwrap().trim().parse().unwrap();
+    rustix::process::kill_process(Pid::from_raw(first).unwrap(), Signal::TERM).unwrap();
+    running.wait().assert_code(130);
+    assert_eq!(ended.left_in("scratch"), [""; 0]);
+    assert_eq!(newest(&node)["verdict"], "verified");
 
     // What is done in part has failed: an exit code that is not 0 is a failed Job.
     deployment.cache.stop();
