@@ -10,6 +10,7 @@
 )]
 
 mod by_hand;
+mod cluster;
 mod damage;
 mod encryption;
 mod failures;
