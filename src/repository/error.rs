@@ -264,7 +264,7 @@ pub enum RepositoryError {
         bound: String,
     },
     /// A backup that expired and is not whole any more.
-    #[error("backup {id} cannot be brought back: {} of it are gone, such as {example}", crate::report::count(*missing as u64, "object"))]
+    #[error("backup {id} cannot be brought back: it lacks {}, such as {example}", crate::report::count(*missing as u64, "object"))]
     Gone {
         /// The backup.
         id: BackupId,

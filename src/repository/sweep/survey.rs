@@ -10,7 +10,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::{Ages, Brake, EpochState, Life, OldPart, PartMark, SeenAttempt, SeenBackup, SeenEpoch};
 use crate::{
     repository::{
-        BackupId, Catalog, CatalogEntry, Epoch, EpochId, Head, History, Manifest, Repository, RepositoryError, Trust,
+        BackupId, Catalog, CatalogEntry, Epoch, EpochId, Head, HeadSource, History, Manifest, Repository, RepositoryError, Trust,
         catalog::Listed, error::must_exist, layout,
     },
     store::ObjectInfo,
@@ -184,16 +184,23 @@ async fn read_manifests(
     some_may_miss: bool,
 ) -> Result<Names, RepositoryError> {
     let sources = head.sources.iter().filter(|source| source.manifest.is_some());
-    let read = |source| async move {
-        match repository.manifest(head, epoch, source).await {
-            Ok(manifest) => Ok(marks(&manifest)),
-            Err(RepositoryError::Trust(Trust::Missing { .. })) if some_may_miss => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
-    };
-    let reads: Vec<_> = sources.map(read).collect();
+    let reads: Vec<_> = sources.map(|source| read_manifest(repository, head, epoch, source, some_may_miss)).collect();
     let marks: Vec<Vec<PartMark>> = stream::iter(reads).buffer_unordered(PARALLEL_READS).try_collect().await?;
     Ok((Some(head.epoch.clone()), marks.concat()))
+}
+
+async fn read_manifest(
+    repository: &Repository,
+    head: &Head,
+    epoch: &Epoch,
+    source: &HeadSource,
+    may_miss: bool,
+) -> Result<Vec<PartMark>, RepositoryError> {
+    match repository.manifest(head, epoch, source).await {
+        Ok(manifest) => Ok(marks(&manifest)),
+        Err(RepositoryError::Trust(Trust::Missing { .. })) if may_miss => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
 }
 
 /// Manifests without a head that vouches for them: what they name is kept, whoever wrote them.
@@ -248,7 +255,9 @@ async fn epochs(repository: &Repository, ages: &Ages) -> Result<Vec<SeenEpoch>, 
         let mut epoch = SeenEpoch::new(id, state);
         let folder = layout::epoch(&epoch.id);
         repository.store().list(&folder, &mut |info| epoch.add(info, ages)).await?;
-        seen.push(epoch);
+        // A store may go on to show a folder for a while whose last object was deleted.
+        let is_there = epoch.parts.objects + epoch.strangers + epoch.records.len() as u64 > 0;
+        seen.extend(is_there.then_some(epoch));
     }
     Ok(seen)
 }
