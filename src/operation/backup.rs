@@ -171,7 +171,8 @@ async fn run(context: &Context, begun: &Begun<'_>) -> Result<(Head, Vec<SourceOu
     };
     // From here on a signal waits: between the head and its second look nobody could say whether there is a backup (rule R1).
     context.progress.set_phase("committing");
-    commit(begun, context.config.repository.grace, outcomes).await
+    let Begun { repository, epoch, id, started, .. } = begun;
+    commit(repository, epoch, context.config.repository.grace, id.clone(), *started, outcomes).await
 }
 
 /// What became of one source on its way into the store.
@@ -334,11 +335,13 @@ async fn transfer(
 
 /// Writes manifests and head, and says what became of each source.
 async fn commit(
-    begun: &Begun<'_>,
+    repository: &Repository,
+    epoch: &Epoch,
     grace: Duration,
+    id: BackupId,
+    started: Timestamp,
     outcomes: Vec<Outcome<'_>>,
 ) -> Result<(Head, Vec<SourceOutcome>), Error> {
-    let Begun { repository, epoch, id, started, .. } = begun;
     let mut commit = Commit::new(repository, epoch, grace);
     let mut in_head = Vec::new();
     let mut told = Vec::new();
@@ -416,11 +419,11 @@ async fn commit(
     let head = Head {
         format: FORMAT_VERSION,
         repository: repository.mark().repository.clone(),
-        backup: id.clone(),
+        backup: id,
         epoch: epoch.id().clone(),
         tool: tool(),
-        started: *started,
-        finished: *started,
+        started,
+        finished: started,
         state: if complete { BackupState::Complete } else { BackupState::Partial },
         skew: Skew::of(&in_head),
         anchors: repository.anchors(epoch),
