@@ -3,6 +3,7 @@
 //! The rules R1 to R11 are in DESIGN.md §4; code cites them by number. What this module must not do: decide what is backed
 //! up, talk to a source, or delete anything but the head of a backup whose second look failed (R1).
 
+mod alert;
 mod attempt;
 mod belief;
 mod catalog;
@@ -12,6 +13,7 @@ mod error;
 mod evidence;
 mod head;
 mod id;
+mod journal;
 mod keyring;
 mod keys;
 mod layout;
@@ -23,6 +25,7 @@ mod reuse;
 mod seal;
 
 pub use self::{
+    alert::{AlertChange, AlertKey, AlertKind, AlertRecord, AlertState, AlertTry, AlertWriter, Said, Severity},
     attempt::{Attempt, History},
     catalog::{Catalog, CatalogEntry, Selector},
     commit::Commit,
@@ -34,6 +37,7 @@ pub use self::{
     },
     head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, Skew, SnapshotState},
     id::{BackupId, EpochId, RepositoryId, RunTail},
+    journal::{AlertJournal, Undelivered},
     keyring::Keyring,
     keys::Keys,
     layout::FORMAT_VERSION,
