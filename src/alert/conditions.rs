@@ -25,6 +25,9 @@ pub struct Expected {
     pub proof: BTreeMap<String, Duration>,
 }
 
+/// What a clock that ran ahead has dated further into the future than this is passed over: it would hide all that comes after it.
+const CLOCKS_APART: SignedDuration = SignedDuration::from_mins(5);
+
 /// Verifications in a row that could not find it out, until somebody is told.
 const INCONCLUSIVE: usize = 2;
 
@@ -107,11 +110,23 @@ impl<'a> Of<'a> {
         Condition { key: AlertKey::new(alert, self.name), firing, said }
     }
 
+    fn is_past(&self, at: Timestamp) -> bool {
+        at.duration_since(self.now) <= CLOCKS_APART
+    }
+
+    /// Its snapshots, the newest first, and also those that failed.
+    fn in_heads(&self) -> impl Iterator<Item = (&'a Head, &'a HeadSource)> {
+        let heads = self.history.catalog.heads().filter(|head| self.is_past(head.started));
+        heads.filter_map(|head| Some((head, head.source(self.name)?)))
+    }
+
     /// Its snapshots that are there, if perhaps not whole, the newest first.
     fn snapshots(&self) -> impl Iterator<Item = (&'a Head, &'a HeadSource)> {
-        let heads = self.history.catalog.heads();
-        let name = self.name;
-        heads.filter_map(move |head| Some((head, head.source(name).filter(|source| source.state.is_there())?)))
+        self.in_heads().filter(|(_, source)| source.state.is_there())
+    }
+
+    fn last_proved(&self) -> Option<&'a Head> {
+        self.snapshots().find(|(head, source)| self.history.verdicts.proves(head, source)).map(|(head, _)| head)
     }
 
     fn last_success(&self) -> Option<&'a Head> {
@@ -120,11 +135,11 @@ impl<'a> Of<'a> {
 
     /// Every run that was asked for it, the newest first. Of one that failed and left a head, the failure counts.
     fn runs(&self) -> Vec<Ended<'a>> {
-        let asked = |attempt: &&Attempt| attempt.sources.iter().any(|source| source == self.name);
+        let asked = |attempt: &&Attempt| {
+            attempt.sources.iter().any(|source| source == self.name) && self.is_past(attempt.started)
+        };
         let attempts = self.history.attempts.iter().filter(asked).map(Ended::Without);
-        let name = self.name;
-        let heads = self.history.catalog.heads();
-        let backups = heads.filter_map(move |head| Some(Ended::Backup(head, head.source(name)?)));
+        let backups = self.in_heads().map(|(head, source)| Ended::Backup(head, source));
         let mut runs: Vec<Ended<'a>> = attempts.chain(backups).collect();
         runs.sort_by_key(|run| (run.started(), matches!(run, Ended::Without(_))));
         runs.reverse();
@@ -245,9 +260,8 @@ impl<'a> Of<'a> {
 
     fn bad(&self, id: &BackupId, since: Timestamp, reason: &str, what: &str) -> Condition {
         let name = self.name;
-        let proved = self.snapshots().find(|(head, source)| self.history.verdicts.proves(head, source));
-        let last = match proved {
-            Some((head, _)) => {
+        let last = match self.last_proved() {
+            Some(head) => {
                 format!("The last proved backup of it is {}, of {}.", head.backup, report::time(head.started))
             }
             None => "No backup of it is proved.".to_owned(),
@@ -314,7 +328,7 @@ impl<'a> Of<'a> {
 
     fn late(&self, interval: Option<Duration>) -> Condition {
         let (name, last) = (self.name, self.last_success());
-        let at = last.map_or(self.history.created, |head| head.finished);
+        let at = last.map_or(self.history.created, |head| head.started);
         let backup = last.map(|head| head.backup.clone());
         let (Some(since), Some(interval)) = (self.overdue(at, interval), interval) else {
             let summary = format!("backups of source `{name}` are on time");
@@ -348,9 +362,9 @@ impl<'a> Of<'a> {
 
     fn unverified(&self, interval: Option<Duration>) -> Condition {
         let name = self.name;
-        let proved = self.snapshots().find(|(head, source)| self.history.verdicts.proves(head, source));
-        let at = proved.map_or(self.history.created, |(head, _)| head.finished);
-        let backup = proved.map(|(head, _)| head.backup.clone());
+        let proved = self.last_proved();
+        let at = proved.map_or(self.history.created, |head| head.started);
+        let backup = proved.map(|head| head.backup.clone());
         let (Some(since), Some(interval)) = (self.overdue(at, interval), interval) else {
             let summary = format!("a recent backup of source `{name}` is proved");
             let description = match &backup {

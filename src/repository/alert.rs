@@ -296,19 +296,20 @@ impl Repository {
         let mut journal = AlertJournal::default();
         keys.iter().filter_map(|key| layout::alert_object(key)).for_each(|(key, number, _)| journal.take(key, number));
         let known = keys.into_iter().filter_map(|key| layout::alert_object(&key).map(|(_, _, is_try)| (key, is_try)));
-        let read: Vec<Option<AlertRecord>> = stream::iter(known)
-            .map(async |(key, is_try)| match self.read_alert(&key, is_try).await {
-                Ok(record) => Ok(Some(record)),
-                // A sweep may have removed it meanwhile, too.
-                Err(error @ (RepositoryError::Trust(_) | RepositoryError::Locked(_))) => {
-                    tracing::warn!("the record of an alert is not believed: {error}");
-                    Ok(None)
+        let reads: Vec<_> = known
+            .map(|(key, is_try)| async move {
+                match self.read_alert(&key, is_try).await {
+                    Ok(record) => Ok(Some(record)),
+                    // A sweep may have removed it meanwhile, too.
+                    Err(error @ (RepositoryError::Trust(_) | RepositoryError::Locked(_))) => {
+                        tracing::warn!("the record of an alert is not believed: {error}");
+                        Ok(None)
+                    }
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
             })
-            .buffer_unordered(PARALLEL_READS)
-            .try_collect()
-            .await?;
+            .collect();
+        let read: Vec<Option<AlertRecord>> = stream::iter(reads).buffer_unordered(PARALLEL_READS).try_collect().await?;
         read.into_iter().flatten().for_each(|record| journal.add(record));
         Ok(journal)
     }
