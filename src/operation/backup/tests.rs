@@ -79,17 +79,9 @@ impl Source for MadeUp {
         }
         let cut = Cut::between(asked, asked + Duration::from_millis(20), serde_json::Value::Null);
         let (uncovered, notes, about) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Captured {
-            cut,
-            detail: serde_json::Value::Null,
-            uncovered,
-            failed,
-            hint: None,
-            notes,
-            about,
-            empty,
-            server: Vec::new(),
-        })
+        let detail = serde_json::Value::Null;
+        let server = Vec::new();
+        Ok(Captured { cut, detail, uncovered, failed, hint: None, notes, about, server, empty })
     }
 
     async fn identity(&self) -> Result<Identity, SourceError> {
@@ -250,7 +242,8 @@ async fn a_partial_snapshot_is_told_everywhere_and_can_be_restored_by_name() {
         "{notes}"
     );
     let opened = of(&by_name, &["a"]).await;
-    assert_eq!(opened.notes, [""; 0], "what nobody asked for is not missed");
+    let unproved = ["the snapshot of `a` is unverified: no restore of it has proved that it is whole"];
+    assert_eq!(opened.notes, unproved, "what nobody asked for is not missed");
 }
 
 /// Where nothing at all could be captured, the source has failed, also one that may be empty.
