@@ -93,6 +93,8 @@ impl Repository {
 pub struct History {
     /// The store's time when it was read.
     pub now: Timestamp,
+    /// When the repository was created.
+    pub created: Timestamp,
     /// Every backup.
     pub catalog: Catalog,
     /// What is known of their snapshots.
@@ -111,6 +113,6 @@ impl History {
         let catalog = Catalog::read(repository).await?;
         let verdicts = repository.verdicts(&catalog).await?;
         let attempts = repository.attempts().await?;
-        Ok(Self { now, catalog, verdicts, attempts })
+        Ok(Self { now, created: repository.mark().created, catalog, verdicts, attempts })
     }
 }

@@ -168,6 +168,15 @@ impl Made {
     }
 }
 
+/// A backup whose parts are all in the store.
+struct Prepared<'a> {
+    repository: Repository,
+    epoch: Arc<Epoch>,
+    id: BackupId,
+    started: Timestamp,
+    outcomes: Vec<Outcome<'a>>,
+}
+
 #[tokio::test]
 async fn each_begins_when_the_one_before_is_fixed_and_all_transfer_at_once() {
     let made = Made::new().await;
