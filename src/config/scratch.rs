@@ -10,7 +10,7 @@ use super::reader::Section;
 use super::redis::REDIS;
 use super::{NatsConfig, PasswordSource, PostgresConfig, RedisConfig, keys};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 const SECRET_HINT: &str = "put the password into a file named by the key that ends in `_password_file`";
@@ -42,8 +42,10 @@ pub struct ScratchConfig {
     pub mode: ScratchMode,
     /// Where the folders of local ones are made; absent: the system's folder for temporary files.
     pub folder: Option<PathBuf>,
-    /// The operating system's user that local PostgreSQL servers run as, where we are root; absent: `postgres`, else `nobody`.
+    /// The operating system's user that local PostgreSQL servers run as, where we are root; absent: `altlas-scratch`, else `nobody`.
     pub postgres_user: Option<String>,
+    /// Run a local PostgreSQL also as a user that runs another one: what is in a backup could then change that one's data.
+    pub allow_shared_user: bool,
     /// The folder with PostgreSQL's server programs; absent: the usual places, for the snapshot's major version.
     pub postgres_bin: Option<PathBuf>,
     /// Redis' server program; absent: the usual places.
@@ -56,7 +58,7 @@ pub struct ScratchConfig {
 
 pub(super) fn read(root: &Section<'_>) -> ScratchConfig {
     let section = root.section("scratch");
-    let timeout = section.duration("timeout", MINUTE..=WEEK, "1m to 7d").unwrap_or(DEFAULT_TIMEOUT);
+    let timeout = section.duration("timeout", SECOND..=WEEK, "1s to 7d").unwrap_or(DEFAULT_TIMEOUT);
     let given = read_given(&section);
     const GIVEN: [&str; 6] = [
         "postgres_url",
@@ -95,6 +97,7 @@ pub(super) fn read(root: &Section<'_>) -> ScratchConfig {
         mode,
         folder: section.path("folder"),
         postgres_user: section.text("postgres_user").map(str::to_owned),
+        allow_shared_user: section.boolean("allow_shared_user").unwrap_or(false),
         postgres_bin: section.path("postgres_bin"),
         redis_server: section.path("redis_server"),
         nats_server: section.path("nats_server"),
