@@ -10,5 +10,6 @@ pub mod operation;
 pub mod pipeline;
 pub mod report;
 pub mod repository;
+pub mod schedule;
 pub mod source;
 pub mod store;
