@@ -77,7 +77,7 @@ pub(super) enum Command {
         /// An id, a unique beginning of one, or `latest`
         #[arg(default_value = "latest")]
         backup: Selector,
-        /// How deep: `presence` lists every object, `content` reads every byte, `restore` is not in this version yet
+        /// How deep: `presence` lists every object, `content` reads every byte, `restore` restores into throwaway servers and compares
         #[arg(long, default_value = "restore", value_name = "presence|content|restore")]
         level: Level,
     },

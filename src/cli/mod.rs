@@ -105,6 +105,8 @@ async fn run(arguments: Arguments, output: &Output) -> u8 {
     let done = match command {
         // A restore cleans up after itself, so that it is not simply dropped.
         Command::Restore(arguments) => restore::run(&context, arguments, output).await,
+        // Nor a verification, with servers that others have given it.
+        Command::Verify { backup, level } => verify::run(&context, &backup, level, output).await,
         // Nor is a backup, once it commits.
         Command::Backup { source } => backup::run(&context, &source, output).await,
         other => tokio::select! {
@@ -123,10 +125,10 @@ async fn dispatch(context: &Context, command: Command, output: &Output) -> Resul
         Command::Init { if_missing } => init::run(context, if_missing, output).await,
         Command::List => browse::list(context, output).await,
         Command::Show { backup } => browse::show(context, &backup, output).await,
-        Command::Verify { backup, level } => verify::run(context, &backup, level, output).await,
         Command::Doctor => doctor::run(context, output).await,
         // Served before there is a context.
         Command::Restore(_)
+        | Command::Verify { .. }
         | Command::Backup { .. }
         | Command::Keygen(_)
         | Command::Completions { .. }

@@ -53,6 +53,7 @@ pub(super) const KEYS: &[&str] = &[
     "scratch.folder",
     "scratch.timeout",
     "scratch.postgres_user",
+    "scratch.allow_shared_user",
     "scratch.postgres_bin",
     "scratch.redis_server",
     "scratch.nats_server",

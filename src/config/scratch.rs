@@ -42,8 +42,10 @@ pub struct ScratchConfig {
     pub mode: ScratchMode,
     /// Where the folders of local ones are made; absent: the system's folder for temporary files.
     pub folder: Option<PathBuf>,
-    /// The operating system's user that local PostgreSQL servers run as, where we are root; absent: `postgres`, else `nobody`.
+    /// The operating system's user that local PostgreSQL servers run as, where we are root; absent: `altlas-scratch`, else `nobody`.
     pub postgres_user: Option<String>,
+    /// Run a local PostgreSQL also as a user that runs another one: what is in a backup could then change that one's data.
+    pub allow_shared_user: bool,
     /// The folder with PostgreSQL's server programs; absent: the usual places, for the snapshot's major version.
     pub postgres_bin: Option<PathBuf>,
     /// Redis' server program; absent: the usual places.
@@ -95,6 +97,7 @@ pub(super) fn read(root: &Section<'_>) -> ScratchConfig {
         mode,
         folder: section.path("folder"),
         postgres_user: section.text("postgres_user").map(str::to_owned),
+        allow_shared_user: section.boolean("allow_shared_user").unwrap_or(false),
         postgres_bin: section.path("postgres_bin"),
         redis_server: section.path("redis_server"),
         nats_server: section.path("nats_server"),

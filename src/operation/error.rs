@@ -5,6 +5,7 @@ use crate::{
     pipeline::PipelineError,
     report,
     repository::{Locked, RepositoryError},
+    scratch::ScratchError,
     source::SourceError,
     store::StoreError,
 };
@@ -91,6 +92,9 @@ pub enum Error {
         /// The next step.
         hint: Option<String>,
     },
+    /// A throwaway server that must not be started.
+    #[error(transparent)]
+    Scratch(ScratchError),
     /// Several sources, none of which could be backed up.
     #[error("no source could be backed up: {}", .0.iter().map(Error::to_string).collect::<Vec<_>>().join("; "))]
     AllFailed(Vec<Error>),
@@ -130,6 +134,7 @@ impl Error {
                 RepositoryError::Newer { .. } | RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. },
             )
             | Error::NothingVerified { .. }
+            | Error::Scratch(_)
             | Error::NotConfirmed
             | Error::KeyFile { exists: true, .. }
             | Error::Source { error: SourceError::Refused { .. }, .. } => exit::REFUSED,
@@ -149,6 +154,7 @@ impl Error {
     pub fn kind(&self) -> &'static str {
         match self {
             Error::Config(_) => "config",
+            Error::Scratch(_) => "refused",
             Error::Usage { .. } => "usage",
             Error::KeyFile { exists: true, .. } => "refused",
             Error::KeyFile { .. } => "file",
@@ -181,6 +187,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Config(error) => error.hint(),
+            Error::Scratch(error) => error.hint(),
             Error::Usage { hint, .. } => hint.clone(),
             Error::KeyFile { exists, .. } => {
                 Some(match exists {
@@ -200,7 +207,7 @@ impl Error {
                 (!hints.is_empty()).then(|| hints.join("; "))
             }
             Error::NothingVerified { .. } => Some(
-                "this version cannot verify by restoring yet; name a backup (`latest`, or an id of `altlas-backup list`) to restore it unverified".into(),
+                "`altlas-backup verify` proves the newest one; to restore one unverified, name it (`latest`, or an id of `altlas-backup list`)".into(),
             ),
             Error::NotConfirmed => Some("`--yes` carries out a plan without asking".into()),
             Error::NothingCaptured { hint, .. } => hint.clone(),

@@ -19,7 +19,7 @@ pub use self::{
     keygen::{KeygenReport, keygen},
     open::{OpenBackup, OpenSnapshot, open_backup},
     restore::{PlannedRestore, RestoreArguments, RestoreReport, plan_restore},
-    verify::{Incomplete, Problem, VerifyReport, verify},
+    verify::{Incomplete, Problem, VerifiedSource, VerifyReport, verify},
 };
 
 use crate::repository::{Repository, RepositoryError};

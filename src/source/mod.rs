@@ -8,7 +8,7 @@ pub mod nats;
 pub mod postgres;
 pub mod redis;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -168,6 +168,37 @@ impl Identity {
     pub fn shares<'a>(&'a self, other: &Self) -> Option<&'a str> {
         self.marks.iter().find(|mark| other.marks.contains(mark)).map(String::as_str)
     }
+}
+
+/// The throwaway server that a snapshot needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The version of the server that was captured.
+    pub version: (u32, u32, u32),
+    /// Product and version, for messages.
+    pub shown: String,
+    /// About how much room it needs on a disk, in bytes.
+    pub bytes: u64,
+    /// PostgreSQL: the name of the first superuser.
+    pub superuser: Option<String>,
+    /// PostgreSQL: where the client's programs are; absent: the usual places.
+    pub tools_dir: Option<PathBuf>,
+    /// Redis: how many databases it must have.
+    pub databases: u64,
+}
+
+/// What a snapshot of that kind needs to be proved.
+///
+/// # Errors
+/// A snapshot that says nothing usable of its server.
+pub fn wanted(kind: &str, snapshot: &SnapshotReader) -> Result<Wanted, SourceError> {
+    let mut wanted = match kind {
+        postgres::KIND => postgres::wanted(snapshot)?,
+        redis::KIND => redis::wanted(snapshot)?,
+        _ => nats::wanted(snapshot)?,
+    };
+    wanted.bytes = snapshot.artifacts().iter().map(|artifact| artifact.raw).sum();
+    Ok(wanted)
 }
 
 /// One thing that was compared and is the same.

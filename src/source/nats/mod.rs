@@ -24,8 +24,12 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use self::{inventory::Inventory, server::Server, tally::Tally};
-use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError};
+use self::{
+    inventory::Inventory,
+    server::{Server, Version},
+    tally::Tally,
+};
+use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError, Wanted};
 use crate::{
     config::NatsConfig,
     pipeline::{Fingerprint, Plain, SnapshotReader, SnapshotWriter},
@@ -117,6 +121,14 @@ impl Recount {
     pub async fn finish(self) -> Result<Fingerprint, String> {
         Ok(self.reading.finish().await.map_err(|error| error.to_string())?.finish().counts.all)
     }
+}
+
+/// The throwaway server that a snapshot needs: no older than its own.
+pub(super) fn wanted(snapshot: &SnapshotReader) -> Result<Wanted, SourceError> {
+    let (detail, _) = plan::stored(snapshot)?;
+    let version =
+        Version::parse(&detail.server).map_or((0, 0, 0), |version| (version.major, version.minor, version.patch));
+    Ok(Wanted { version, shown: format!("NATS {}", detail.server), ..Wanted::default() })
 }
 
 #[async_trait]

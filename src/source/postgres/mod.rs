@@ -22,8 +22,13 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-use self::{capture::PostgresCapture, catalog::RelationKind, connect::Server, tools::Tools};
-use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError};
+use self::{
+    capture::{PostgresCapture, SnapshotDetail},
+    catalog::RelationKind,
+    connect::Server,
+    tools::Tools,
+};
+use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError, Wanted};
 use crate::{
     config::PostgresConfig,
     pipeline::{SnapshotReader, SnapshotWriter},
@@ -45,6 +50,18 @@ impl PostgresSource {
     pub fn new(config: PostgresConfig, password: Option<SecretString>) -> Self {
         Self { server: Server::new(config, password) }
     }
+}
+
+/// The throwaway server that a snapshot needs: of its own major version.
+pub(super) fn wanted(snapshot: &SnapshotReader) -> Result<Wanted, PostgresError> {
+    let detail: SnapshotDetail = serde_json::from_value(snapshot.detail().clone())
+        .map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
+    Ok(Wanted {
+        version: (detail.major, 0, 0),
+        shown: format!("PostgreSQL {}", detail.server_version),
+        superuser: Some(detail.bootstrap),
+        ..Wanted::default()
+    })
 }
 
 #[async_trait]

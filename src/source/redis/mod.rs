@@ -28,7 +28,7 @@ use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
 use self::{dump::Dump, facts::Facts, server::Server, tally::Tally, walk::Walk};
-use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError};
+use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError, Wanted};
 use crate::{
     config::RedisConfig,
     pipeline::{Fingerprint, Plain, SnapshotReader, SnapshotWriter},
@@ -50,6 +50,19 @@ impl RedisSource {
     pub fn new(config: RedisConfig, password: Option<SecretString>) -> Self {
         Self { server: Server::new(config, password) }
     }
+}
+
+/// The throwaway server that a snapshot needs: no older than its own.
+pub(super) fn wanted(snapshot: &SnapshotReader) -> Result<Wanted, SourceError> {
+    let detail = plan::detail(snapshot)?;
+    let version = detail.server.split_whitespace().find_map(facts::Version::parse);
+    let databases = detail.contents.as_ref().and_then(|contents| contents.databases().into_keys().max());
+    Ok(Wanted {
+        version: version.map_or((0, 0, 0), |version| (version.0, version.1, version.2)),
+        shown: detail.server,
+        databases: databases.map_or(0, |last| last + 1),
+        ..Wanted::default()
+    })
 }
 
 #[async_trait]
