@@ -23,7 +23,7 @@ mod reuse;
 mod seal;
 
 pub use self::{
-    attempt::{Attempt, History},
+    attempt::{Attempt, History, Records},
     catalog::{Catalog, CatalogEntry, Selector},
     commit::Commit,
     epoch::{EarlierEpoch, Epoch, EpochRecord, Protection},
