@@ -242,7 +242,7 @@ fn verify_notices(bench: &Bench, kind: Kind, mut random: StdRng) -> usize {
             let verified = library.verify(selector);
             assert_eq!(exit_code(&verified), VERDICT_FAILED, "{}: {verified:?}", context());
             let report = verified.unwrap();
-            assert_eq!(report.verdict, "failed");
+            assert_eq!(report.verdict.as_str(), "failed");
             let backup = (kind != Kind::InstallMark).then_some(&bench.newest);
             assert_eq!(report.backup.as_ref(), backup, "{}", context());
             let source = matches!(kind, Kind::Manifest | Kind::Part).then_some("database");

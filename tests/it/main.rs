@@ -26,3 +26,4 @@ mod secrecy;
 mod store;
 mod support;
 mod tls;
+mod verify;

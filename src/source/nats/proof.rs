@@ -29,8 +29,8 @@ pub(super) struct StreamProof {
     pub(super) messages: u64,
     /// Their bytes.
     pub(super) bytes: u64,
-    /// Consumers that were compared.
-    pub(super) consumers: u64,
+    /// Names of the consumers that were compared.
+    pub(super) consumers: Vec<String>,
     /// How what it held differs from what was captured, in words; nothing where it is the same.
     pub(super) differences: Vec<String>,
     /// What to know of the comparison, in words.
@@ -112,7 +112,7 @@ async fn look(
         stream: name.clone(),
         messages: verdict.messages,
         bytes: verdict.bytes,
-        consumers: 0,
+        consumers: Vec::new(),
         differences: verdict.differences,
         notes: verdict.notes,
     };
@@ -145,7 +145,7 @@ fn consumers(
             proof.notes.push(format!("consumer `{name}` is not in the archive; a restore makes it again"));
             continue;
         }
-        proof.consumers += 1;
+        proof.consumers.push(name.to_owned());
         let Some(restored) = there.get(name) else {
             proof.differences.push(format!("consumer `{name}` is not there"));
             continue;

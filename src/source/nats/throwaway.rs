@@ -74,6 +74,8 @@ pub(super) async fn prove(server: &Server, snapshot: &SnapshotReader) -> Result<
         let notes = stream.notes.iter().map(|note| format!("stream `{}`: {note}", stream.stream));
         proof.notes.extend(notes);
         if stream.differences.is_empty() {
+            let named = |consumer: &String| format!("consumer `{consumer}` of stream `{}`", stream.stream);
+            proof.same.extend(stream.consumers.iter().map(|one| Same { name: named(one), rows: 0, bytes: 0 }));
             proof.same.push(Same { name: stream.stream, rows: stream.messages, bytes: stream.bytes });
             continue;
         }

@@ -50,10 +50,10 @@ macro_rules! name {
 macro_rules! grants {
     ($kind:literal, $name:expr, $acl:literal, $default:literal, $owner:literal, $from:expr) => {
         concat!(
-            "SELECT 'grants on ", $kind, "', ", $name, ", (SELECT pg_catalog.string_agg(pg_catalog.format('%s=%s%s', ",
+            "SELECT 'grants on ", $kind, "', ", $name, ", (SELECT pg_catalog.string_agg(g, ' ' ORDER BY g COLLATE \"C\") FROM (SELECT DISTINCT pg_catalog.format('%s=%s%s', ",
             "CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, ",
-            "a.privilege_type, CASE WHEN a.is_grantable THEN '*' END), ' ' ORDER BY 1 COLLATE \"C\") FROM (SELECT DISTINCT grantee, privilege_type, is_grantable ",
-            "FROM pg_catalog.aclexplode(coalesce(", $acl, ", pg_catalog.acldefault('", $default, "', ", $owner, ")))) a) ", $from
+            "a.privilege_type, CASE WHEN a.is_grantable THEN '*' END) FROM ",
+            "pg_catalog.aclexplode(coalesce(", $acl, ", pg_catalog.acldefault('", $default, "', ", $owner, "))) a) x (g)) ", $from
         )
     };
 }
@@ -153,7 +153,7 @@ const QUERIES: &[&str] = &[
         "SELECT 'policy', pg_catalog.quote_ident(p.polname) || ' on table ' || ",
         name!("n", "c.relname"),
         ", pg_catalog.concat_ws(' ', p.polcmd, p.polpermissive, \
-         (SELECT pg_catalog.array_agg(CASE r WHEN 0 THEN 'public' ELSE pg_catalog.pg_get_userbyid(r)::text END ORDER BY 1) FROM pg_catalog.unnest(p.polroles) r), \
+         (SELECT pg_catalog.array_agg(g ORDER BY g COLLATE \"C\") FROM (SELECT CASE r WHEN 0 THEN 'public' ELSE pg_catalog.pg_get_userbyid(r)::text END FROM pg_catalog.unnest(p.polroles) r) x (g)), \
          pg_catalog.pg_get_expr(p.polqual, p.polrelid), pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid)) \
          FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
          WHERE ",
@@ -213,7 +213,7 @@ const QUERIES: &[&str] = &[
         own!("pg_event_trigger", "v.oid")
     ),
     "SELECT 'publication', pg_catalog.quote_ident(p.pubname), pg_catalog.concat_ws(' ', p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, \
-         (SELECT pg_catalog.array_agg(r.prrelid::pg_catalog.regclass::text ORDER BY 1) FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid)) FROM pg_catalog.pg_publication p",
+         (SELECT pg_catalog.array_agg(g ORDER BY g COLLATE \"C\") FROM (SELECT r.prrelid::pg_catalog.regclass::text FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid) x (g))) FROM pg_catalog.pg_publication p",
     concat!(
         "SELECT i.type, i.identity, '' FROM (SELECT classid, objid FROM (\
          SELECT 'pg_catalog.pg_cast'::pg_catalog.regclass, oid FROM pg_catalog.pg_cast WHERE oid >= 16384 \
@@ -303,8 +303,9 @@ const QUERIES: &[&str] = &[
         )
     ),
     "SELECT 'default privileges', pg_catalog.format('of %I for %s%s', pg_catalog.pg_get_userbyid(d.defaclrole), d.defaclobjtype, ' in ' || nullif(d.defaclnamespace, 0)::pg_catalog.regnamespace), \
-     (SELECT pg_catalog.string_agg(pg_catalog.format('%s=%s%s', CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, \
-     a.privilege_type, CASE WHEN a.is_grantable THEN '*' END), ' ' ORDER BY 1 COLLATE \"C\") FROM pg_catalog.aclexplode(d.defaclacl) a) FROM pg_catalog.pg_default_acl d",
+     (SELECT pg_catalog.string_agg(g, ' ' ORDER BY g COLLATE \"C\") FROM (SELECT pg_catalog.format('%s=%s%s', \
+     CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, \
+     a.privilege_type, CASE WHEN a.is_grantable THEN '*' END) FROM pg_catalog.aclexplode(d.defaclacl) a) x (g)) FROM pg_catalog.pg_default_acl d",
     concat!(
         "SELECT 'comment', pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid), d.description FROM pg_catalog.pg_description d \
          WHERE d.objoid >= 16384 AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype IN ('e', 'i')) \

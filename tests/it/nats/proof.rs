@@ -1,16 +1,13 @@
 //! The strictest proof: a throwaway server is filled from the repository alone, and what it gives back is compared. It must agree where
 //! nothing is wrong, and find whatever is.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use altlas_backup::{
-    config::{NatsConfig, SourceSettings},
+    config::{NatsConfig, PasswordSource, SourceSettings},
     operation::{Context, OpenBackup, open_backup},
     repository::Selector,
-    source::{
-        SourceError,
-        nats::{Proof, StreamProof, prove},
-    },
+    source::{self, SourceError},
 };
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +41,50 @@ fn configuration(server: &Nats, port: u16) -> NatsConfig {
     }
 }
 
+/// What a proof says of one stream.
+#[derive(Debug, Default)]
+pub(super) struct StreamProof {
+    pub(super) stream: String,
+    pub(super) messages: u64,
+    pub(super) consumers: u64,
+    pub(super) differences: Vec<String>,
+    pub(super) notes: Vec<String>,
+}
+
+/// The same by stream.
+#[derive(Debug)]
+pub(super) struct Proof {
+    pub(super) streams: Vec<StreamProof>,
+}
+
+impl Proof {
+    fn of(proof: source::Proof) -> Self {
+        let mut streams: BTreeMap<String, StreamProof> = BTreeMap::new();
+        let mut of = |name: &str, change: &mut dyn FnMut(&mut StreamProof)| {
+            let stream = streams.entry(name.to_owned()).or_default();
+            stream.stream = name.to_owned();
+            change(stream);
+        };
+        // ``consumer `A` of stream `B` ``, ``stream `B` `` or `B`.
+        let stream_in =
+            |text: &str| text.rsplit_once("stream `").map_or(text, |(_, name)| name.trim_end_matches('`')).to_owned();
+        for same in proof.same {
+            match same.name.starts_with("consumer `") {
+                true => of(&stream_in(&same.name), &mut |stream| stream.consumers += 1),
+                false => of(&same.name, &mut |stream| stream.messages = same.rows),
+            }
+        }
+        for difference in proof.differences {
+            of(&stream_in(&difference.object), &mut |stream| stream.differences.push(difference.what.clone()));
+        }
+        for note in proof.notes {
+            let (name, what) = note.split_once("`: ").unwrap();
+            of(&stream_in(name), &mut |stream| stream.notes.push(what.to_owned()));
+        }
+        Self { streams: streams.into_values().collect() }
+    }
+}
+
 /// A backup of the workspace, proved by this server, which is reached through this port.
 pub(super) fn try_proof(workspace: &Workspace, backup: &str, scratch: &Nats, port: u16) -> Result<Proof, SourceError> {
     let (context, config): (Context, _) = (workspace.context(), configuration(scratch, port));
@@ -51,11 +92,16 @@ pub(super) fn try_proof(workspace: &Workspace, backup: &str, scratch: &Nats, por
     let proof = runtime.block_on(async {
         let selector: Selector = backup.parse().unwrap();
         let opened: OpenBackup = open_backup(&context, &selector, &[], |_, _| Ok(())).await.unwrap();
-        let password = Some(scratch.password().to_owned().into());
-        prove(config, password, &opened.snapshots[0].snapshot, &CancellationToken::new()).await
+        let settings = SourceSettings::Nats(NatsConfig {
+            secret: PasswordSource::Given(scratch.password().to_owned().into()),
+            ..config
+        });
+        let server = source::open(&settings, &|_| None).unwrap();
+        server.claim(&[]).await?;
+        server.prove(&opened.snapshots[0].snapshot, &CancellationToken::new()).await
     });
     runtime.shutdown_timeout(Duration::from_secs(5));
-    proof
+    proof.map(Proof::of)
 }
 
 /// A backup that this server proves to be what was captured. It keeps none of it.

@@ -1,8 +1,8 @@
 //! Operations called in this process, for tests that need hundreds of them.
 
 use altlas_backup::{
-    operation::{self, Context, Error, ListedBackup, VerifyLevel, VerifyReport, exit},
-    repository::{Artifact, Head, Selector},
+    operation::{self, Context, Error, ListedBackup, VerifyReport, exit},
+    repository::{Artifact, Head, Level, Selector, Verdict},
 };
 use tokio::runtime::Runtime;
 
@@ -22,7 +22,7 @@ impl Library {
     /// `verify BACKUP --level content`.
     pub fn verify(&self, backup: &str) -> Result<VerifyReport, Error> {
         let selector: Selector = backup.parse().unwrap();
-        self.runtime.block_on(operation::verify(&self.context, &selector, VerifyLevel::Content))
+        self.runtime.block_on(operation::verify(&self.context, &selector, Level::Content))
     }
 
     /// Verifies a backup, which must be sound.
@@ -30,7 +30,7 @@ impl Library {
     pub fn sound(&self, backup: &str) -> VerifyReport {
         let report = self.verify(backup).unwrap();
         assert!(report.problems.is_empty(), "{backup}: {:#?}", report.problems);
-        assert_eq!(report.verdict, "sound");
+        assert_eq!(report.verdict, Verdict::Sound);
         report
     }
 
@@ -39,7 +39,7 @@ impl Library {
     pub fn heads(&self) -> Vec<Head> {
         let listed = self.runtime.block_on(operation::list(&self.context)).unwrap();
         let head = |listed| match listed {
-            ListedBackup::Good { head } => Some(*head),
+            ListedBackup::Good { head, .. } => Some(*head),
             ListedBackup::Unfinished { .. } => None,
             ListedBackup::Damaged { backup, problem } | ListedBackup::Locked { backup, problem, .. } => {
                 panic!("{backup}: {problem}")
