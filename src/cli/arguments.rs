@@ -85,6 +85,12 @@ pub(super) enum Command {
     Restore(Restore),
     /// Let backups expire by `[retention]`, then remove what nothing needs any more
     Prune(Prune),
+    /// Run as a daemon: backups, verifications and retention by the configured schedules, with metrics and alerts
+    Serve {
+        /// Run nothing: only metrics and alerts, beside runs that something else starts
+        #[arg(long)]
+        observe_only: bool,
+    },
     /// Check configuration, repository, sources, privileges, versions and clocks
     Doctor,
     /// Make an age key: an identity, which is the secret half, and its recipient, the public one

@@ -104,6 +104,14 @@ pub enum Error {
         /// The repository's address.
         url: String,
     },
+    /// The daemon's address.
+    #[error("cannot listen on {address}: {problem}")]
+    Listen {
+        /// Where it was to listen.
+        address: std::net::SocketAddr,
+        /// Why not.
+        problem: String,
+    },
     /// A plan was not confirmed.
     #[error("not confirmed; nothing was touched")]
     NotConfirmed,
@@ -143,6 +151,7 @@ impl Error {
             | Error::Source { error: SourceError::Refused { .. }, .. } => exit::REFUSED,
             Error::Interrupted | Error::Source { error: SourceError::Interrupted { .. }, .. } => exit::INTERRUPTED,
             Error::KeyFile { .. }
+            | Error::Listen { .. }
             | Error::Store(_)
             | Error::Repository(_)
             | Error::Pipeline(_)
@@ -184,6 +193,7 @@ impl Error {
             Error::Source { error: SourceError::Interrupted { .. }, .. } | Error::Interrupted => "interrupted",
             Error::Source { .. } | Error::NothingCaptured { .. } | Error::AllFailed(_) => "source",
             Error::Empty { .. } => "empty",
+            Error::Listen { .. } => "listen",
             Error::NotConfirmed => "not-confirmed",
         }
     }
@@ -214,6 +224,7 @@ impl Error {
             Error::NothingVerified { .. } => Some(
                 "`altlas-backup verify` proves the newest one; to restore one unverified, name it (`latest`, or an id of `altlas-backup list`)".into(),
             ),
+            Error::Listen { .. } => Some("set `server.listen` to an address of this machine that is free".into()),
             Error::NotConfirmed => Some("`--yes` carries out a plan without asking".into()),
             Error::NothingCaptured { hint, .. } => hint.clone(),
             Error::Interrupted => None,

@@ -92,7 +92,7 @@ impl FromStr for Selector {
 }
 
 /// All backups, newest first.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Catalog {
     /// Heads by the time they started, newest first; what has no trustworthy time stands where its id would.
     pub entries: Vec<CatalogEntry>,

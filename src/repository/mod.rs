@@ -30,7 +30,7 @@ mod tombstone;
 
 pub use self::{
     alert::{AlertChange, AlertKey, AlertKind, AlertRecord, AlertState, AlertTry, AlertWriter, Said, Severity},
-    attempt::{Attempt, History},
+    attempt::{Attempt, History, Records},
     catalog::{Catalog, CatalogEntry, Selector},
     commit::Commit,
     epoch::{EarlierEpoch, Epoch, EpochRecord, Protection},

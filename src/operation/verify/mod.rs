@@ -385,11 +385,9 @@ async fn read_all(
     for manifest in manifests {
         let name = manifest.source.name.clone();
         let reader = SnapshotReader::new(manifest, parts.clone());
-        let checked: Vec<CheckedArtifact> = stream::iter(reader.artifacts())
-            .map(|artifact| check_artifact(&reader, artifact))
-            .buffer_unordered(PARALLEL_ARTIFACTS)
-            .try_collect()
-            .await?;
+        let checks: Vec<_> = reader.artifacts().iter().map(|artifact| check_artifact(&reader, artifact)).collect();
+        let checked: Vec<CheckedArtifact> =
+            stream::iter(checks).buffer_unordered(PARALLEL_ARTIFACTS).try_collect().await?;
         for artifact in checked {
             report.raw += artifact.raw;
             report.rows += artifact.rows;
