@@ -16,6 +16,7 @@ mod damage;
 mod encryption;
 mod failures;
 mod fixture;
+mod given;
 mod harness;
 mod kill;
 mod memory;

@@ -115,7 +115,7 @@ impl Source for RedisSource {
     }
 
     async fn release(&self) -> Result<(), SourceError> {
-        Ok(throwaway::release(&self.server).await?)
+        throwaway::release(&self.server).await
     }
 
     async fn plan_restore(

@@ -34,6 +34,8 @@ const LINGERS: Duration = Duration::from_secs(2);
 /// What a killed proof left may have to be loaded before it can go.
 const LOADS: Duration = Duration::from_secs(1800);
 const LOOK: Duration = Duration::from_millis(250);
+/// A replica may notice that its master is gone only after a while.
+const ENDS: Duration = Duration::from_secs(10);
 
 pub(super) async fn identity(server: &Server) -> Result<Identity, RedisError> {
     Ok(of(server, &Info::read(&server.session().await?).await?))
@@ -279,10 +281,27 @@ async fn empty(session: &Session) -> Result<(), RedisError> {
     }
 }
 
-pub(super) async fn release(server: &Server) -> Result<(), RedisError> {
+/// A server that is not marked was never claimed, and one that somebody has taken into use is not touched.
+pub(super) async fn release(server: &Server) -> Result<(), SourceError> {
     let session = server.session().await?;
+    let began = Instant::now();
+    loop {
+        let found = look(server, &session).await?;
+        if !found.marked {
+            return Ok(());
+        }
+        // A link to us that has just ended is up a little longer.
+        let ended = found.master.as_ref().is_some_and(|(_, up)| *up) && began.elapsed() < ENDS;
+        match decide(&found, &[]) {
+            Ok(Claim::Leftover) if found.loading && began.elapsed() < LOADS => {}
+            Ok(Claim::Leftover | Claim::Empty) => break,
+            Err(_) if ended => {}
+            Err(what) => return Err(refused(server, what)),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
     empty(&session).await?;
-    session.ask::<()>(&["CONFIG", "SET", MARKED, ""]).await
+    Ok(session.ask::<()>(&["CONFIG", "SET", MARKED, ""]).await?)
 }
 
 pub(super) async fn prove(server: &Server, snapshot: &SnapshotReader) -> Result<Proof, SourceError> {
