@@ -150,7 +150,7 @@ fn history(nights: &[Night], now: Timestamp) -> History {
     let catalog = Catalog { entries, unknown: None };
     let evidence = nights.iter().filter_map(|night| night.evidence(&repository)).collect();
     let verdicts = Verdicts::new(&catalog, evidence);
-    History { now, catalog, verdicts, attempts: Vec::new() }
+    History { now, catalog, verdicts, ..History::default() }
 }
 
 fn config(last: u32, daily: u32, weekly: u32, monthly: u32) -> RetentionConfig {

@@ -70,7 +70,7 @@ impl Survey {
         let evidence = objects(repository, layout::VERIFICATIONS, layout::verified_backup).await?;
         survey.sort_backups(&catalog, listed, evidence);
         survey.read_names(repository, &catalog).await?;
-        Ok((History { now, catalog, verdicts, attempts }, survey))
+        Ok((History { now, created: repository.mark().created, catalog, verdicts, attempts }, survey))
     }
 
     /// Says of each backup how alive it is.
