@@ -7,13 +7,16 @@
 //! With `ALTLAS_IMAGE_ROOT`, the folder of an unpacked image (`docker export`), `/usr` and `/etc/passwd` are that image's.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
 };
 
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -24,7 +27,12 @@ use super::{
     rules::USER,
     settings,
 };
-use crate::support::{binary::Run, fixture, proxy::TcpProxy, temp_folder};
+use crate::support::{
+    binary::{Run, Running},
+    fixture, free_port,
+    proxy::TcpProxy,
+    temp_folder,
+};
 
 /// Folders of the PATH of images that are made from Debian's.
 const PATH: [&str; 6] = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
@@ -47,25 +55,32 @@ pub(super) struct Node {
     secrets: BTreeMap<(String, String), String>,
     hosts: Vec<Host>,
     image: Image,
+    /// Where the observer listens.
+    port: u16,
     folder: TempDir,
-    pods: std::cell::Cell<u32>,
+    pods: Cell<u32>,
 }
 
 impl Node {
-    /// With the base. The one change to it: `keys` in place of [`settings::PLACEHOLDERS`].
+    /// With the base. All that is changed in it: `keys` in place of [`settings::PLACEHOLDERS`], and a free port of this machine in place
+    /// of the observer's.
     pub(super) fn new(keys: [&str; 3]) -> Self {
         let mut objects = Objects::base().clone();
+        let port = free_port();
         let map = objects.0.iter_mut().find(|object| object["kind"] == "ConfigMap").unwrap();
         for text in map["data"].as_object_mut().unwrap().values_mut() {
-            *text = settings::with_keys(text.as_str().unwrap(), keys).into();
+            let with_keys = settings::with_keys(text.as_str().unwrap(), keys);
+            assert_eq!(with_keys.matches("\"[::]:9187\"").count(), 1);
+            *text = with_keys.replace("\"[::]:9187\"", &format!("\"[::]:{port}\"")).into();
         }
         Self {
             objects,
             secrets: BTreeMap::new(),
             hosts: Vec::new(),
             image: Image::read(),
+            port,
             folder: temp_folder(),
-            pods: std::cell::Cell::new(0),
+            pods: Cell::new(0),
         }
     }
 
@@ -89,6 +104,22 @@ impl Node {
     #[track_caller]
     pub(super) fn connections(&self, name: &str) -> u64 {
         self.hosts.iter().find(|host| host.name == name).unwrap().proxy.connections()
+    }
+
+    /// What the observer answers to a probe of its container, if it does: a status, and the text.
+    pub(super) fn probe(&self, probe: &str) -> Option<(u16, String)> {
+        let get = &self.objects.template("observer").container()[probe]["httpGet"];
+        self.get(text(&get["path"]))
+    }
+
+    /// What the observer answers.
+    pub(super) fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: observer\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
     }
 
     /// A pod of a component that was not started yet.
@@ -263,6 +294,13 @@ impl Pod<'_> {
             set(path, 0o2777);
         }
     }
+}
+
+/// Tells a pod's first process to end, as the kubelet does.
+pub(super) fn terminate(running: &Running) {
+    let first = fs::read_to_string(format!("/proc/{0}/task/{0}/children", running.id())).unwrap();
+    let first = Pid::from_raw(first.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(first, Signal::TERM).unwrap();
 }
 
 fn shown(path: &Path) -> String {

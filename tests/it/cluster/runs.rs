@@ -4,14 +4,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-use super::pod::Node;
+use super::pod::{Node, terminate};
 use crate::support::{
     mode::{Identities, identity_file},
     nats::{Nats, NatsVersion},
     postgres::{Major, Postgres},
+    receiver::Receiver,
     redis::{Redis, RedisVersion},
     s3::{BlockingS3, S3Kind},
     tools, wait_for,
@@ -26,6 +26,8 @@ struct Deployment {
     cache: Redis,
     messages: Nats,
     store: BlockingS3,
+    /// In Alertmanager's place.
+    receiver: Receiver,
 }
 
 const PASSWORD: &str = "a-password";
@@ -38,6 +40,7 @@ impl Deployment {
             cache: Redis::start_with(RedisVersion::V70, &["repl-diskless-sync-delay 0"]),
             messages: Nats::start(NatsVersion::V29),
             store: BlockingS3::start(S3Kind::SeaweedFs).unwrap(),
+            receiver: Receiver::start(),
         };
         deployment.database.create_altlas("altlas", 500, 1);
         let role = format!("CREATE ROLE backup LOGIN PASSWORD '{PASSWORD}'; GRANT pg_read_all_data TO backup");
@@ -68,6 +71,7 @@ impl Deployment {
             .host("redis", 6379, local(self.cache.port()))
             .host("nats", 4222, local(self.messages.port()))
             .host("minio", 9000, self.store.address())
+            .host("alertmanager", 9093, local(self.receiver.port()))
     }
 }
 
@@ -118,17 +122,56 @@ fn the_cron_jobs_as_rendered_back_up_and_verify() {
     let ended = node.pod("verify");
     let running = ended.run().spawn();
     wait_for("a throwaway server's folder", SOON, || (!ended.left_in("scratch").is_empty()).then_some(()));
-    let first = format!("/proc/{0}/task/{0}/children", running.id());
-    let first: i32 = std::fs::read_to_string(first).unwrap().trim().parse().unwrap();
-    rustix::process::kill_process(Pid::from_raw(first).unwrap(), Signal::TERM).unwrap();
+    terminate(&running);
     running.wait().assert_code(130);
     assert_eq!(ended.left_in("scratch"), [""; 0]);
     assert_eq!(newest(&node)["verdict"], "verified");
 
+    // Nothing is old enough to go.
+    node.pod("prune").run().ok();
+    assert_eq!(newest(&node)["verdict"], "verified");
+
     // What is done in part has failed: an exit code that is not 0 is a failed Job.
     deployment.cache.stop();
+    deployment.receiver.take();
     let partial = node.pod("backup").run().output().assert_code(5);
     assert!(partial.stdout.contains("PARTIAL"), "{}", partial.text());
+    let told = deployment.receiver.take();
+    assert!(
+        told.iter().any(|told| told.path == "/api/v2/alerts" && told.body.to_string().contains("cache")),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn the_observer_as_rendered_answers_its_probes_and_prometheus() {
+    if is_left_out() {
+        return;
+    }
+    let deployment = Deployment::start();
+    let node = deployment.node();
+    let pod = node.pod("observer");
+    // Without a repository it lives and is not ready.
+    let observer = pod.run().spawn();
+    wait_for("the observer to live", SOON, || (node.probe("livenessProbe")?.0 == 200).then_some(()));
+    let (status, why) = node.probe("readinessProbe").unwrap();
+    assert_eq!(status, 503, "{why}");
+    terminate(&observer);
+    observer.wait().assert_code(0);
+
+    node.pod("backup").run_other(&["altlas-backup", "init"]).ok();
+    node.pod("backup").run().ok();
+    node.pod("verify").run().ok();
+    let observer = pod.run().spawn();
+    wait_for("the observer to be ready", SOON, || (node.probe("readinessProbe")?.0 == 200).then_some(()));
+    let (_, metrics) = node.get("/metrics").unwrap();
+    for source in ["database", "cache", "messages"] {
+        let line = format!("altlas_backup_last_verified_timestamp_seconds{{source=\"{source}\"}} ");
+        assert!(metrics.lines().any(|found| found.starts_with(&line)), "`{line}` is not in\n{metrics}");
+    }
+    terminate(&observer);
+    observer.wait().assert_code(0);
+    assert_eq!(newest(&node)["verdict"], "verified", "it ran nothing");
 }
 
 /// The scratch path as the user of the image, who is nobody else, with a root that cannot be written to.
