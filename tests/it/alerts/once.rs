@@ -28,7 +28,8 @@ fn ten_failures_are_told_once_and_so_is_the_recovery(mode: Mode) {
     for _ in 0..10 {
         workspace.run(&["backup"]).output().assert_error(1, &["source `cache`"]);
     }
-    let attempts = records(&workspace, "attempts/");
+    let mut attempts = records(&workspace, "attempts/");
+    attempts.sort_by_key(|(_, attempt)| attempt["finished"].as_str().map(str::to_owned));
     assert_eq!(attempts.len(), 10);
     for (key, attempt) in &attempts {
         assert_eq!(*key, format!("attempts/{}.json", attempt["backup"].as_str().unwrap()));
