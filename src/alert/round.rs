@@ -124,7 +124,7 @@ impl Round<'_> {
             let well = changes.iter().all(|(_, _, error)| error.is_none());
             left.receivers.insert(name, well);
             for (change, tries, error) in changes {
-                now.insert((change.key.clone(), change.number));
+                now.insert((name, change.key.clone(), change.number));
                 self.remember(&mut journal, writer.as_ref(), name, &change, tries, error.as_deref()).await;
             }
         }
@@ -256,12 +256,12 @@ impl Round<'_> {
     }
 
     /// Tells receivers that forget what is firing still, of what they were told before `now`.
-    async fn remind(&self, journal: &AlertJournal, now: &HashSet<(AlertKey, u64)>, left: &mut Left) {
+    async fn remind(&self, journal: &AlertJournal, now: &HashSet<(&str, AlertKey, u64)>, left: &mut Left) {
         for (name, config) in self.config.alerts.receivers() {
             if self.resting.contains(name) || left.receivers.get(name) == Some(&false) {
                 continue;
             }
-            let is_old = |change: &&AlertChange| !now.contains(&(change.key.clone(), change.number));
+            let is_old = |change: &&AlertChange| !now.contains(&(name, change.key.clone(), change.number));
             let known = journal.all_firing().filter(is_old).filter(|change| journal.is_told(change, name));
             let messages: Vec<Message> = known.map(|change| self.message(change)).collect();
             let reminded = match Receiver::open(name, config) {
