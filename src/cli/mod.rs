@@ -12,7 +12,9 @@ mod keygen;
 mod logging;
 mod output;
 mod progress;
+mod prune;
 mod restore;
+mod serve;
 mod verify;
 
 use std::sync::Arc;
@@ -111,6 +113,8 @@ async fn run(arguments: Arguments, output: &Output) -> u8 {
         Command::Verify { backup, level } => verify::run(&context, &backup, level, output).await,
         // Nor is a backup, once it commits.
         Command::Backup { source } => backup::run(&context, &source, output).await,
+        // Which is told to stop, and has then done what it is for.
+        Command::Serve { observe_only } => serve::run(&context, observe_only, output).await,
         other => tokio::select! {
             done = dispatch(&context, other, output) => done,
             () = context.cancel.cancelled() => Err(Error::Interrupted),
@@ -140,11 +144,13 @@ async fn dispatch(context: &Context, command: Command, output: &Output) -> Resul
         Command::Init { if_missing } => init::run(context, if_missing, output).await,
         Command::List => browse::list(context, output).await,
         Command::Show { backup } => browse::show(context, &backup, output).await,
+        Command::Prune(arguments) => prune::run(context, &arguments, output).await,
         Command::Doctor => doctor::run(context, output).await,
         // Served before there is a context.
         Command::Restore(_)
         | Command::Verify { .. }
         | Command::Backup { .. }
+        | Command::Serve { .. }
         | Command::Keygen(_)
         | Command::Completions { .. }
         | Command::Man => Ok(exit::DONE),

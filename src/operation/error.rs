@@ -104,6 +104,14 @@ pub enum Error {
         /// The repository's address.
         url: String,
     },
+    /// The daemon's address.
+    #[error("cannot listen on {address}: {problem}")]
+    Listen {
+        /// Where it was to listen.
+        address: std::net::SocketAddr,
+        /// Why not.
+        problem: String,
+    },
     /// A plan was not confirmed.
     #[error("not confirmed; nothing was touched")]
     NotConfirmed,
@@ -131,7 +139,10 @@ impl Error {
                 }
             }
             Error::Repository(
-                RepositoryError::Newer { .. } | RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. },
+                RepositoryError::Newer { .. }
+                | RepositoryError::WouldBeClear { .. }
+                | RepositoryError::Another { .. }
+                | RepositoryError::Braked(_),
             )
             | Error::NothingVerified { .. }
             | Error::Scratch(_)
@@ -140,6 +151,7 @@ impl Error {
             | Error::Source { error: SourceError::Refused { .. }, .. } => exit::REFUSED,
             Error::Interrupted | Error::Source { error: SourceError::Interrupted { .. }, .. } => exit::INTERRUPTED,
             Error::KeyFile { .. }
+            | Error::Listen { .. }
             | Error::Store(_)
             | Error::Repository(_)
             | Error::Pipeline(_)
@@ -167,7 +179,9 @@ impl Error {
                 "newer-format"
             }
             Error::Repository(RepositoryError::Locked(_)) | Error::Pipeline(PipelineError::Locked(_)) => "locked",
-            Error::Repository(RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. }) => "refused",
+            Error::Repository(
+                RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. } | RepositoryError::Braked(_),
+            ) => "refused",
             Error::Repository(RepositoryError::Trust(_)) => "damaged",
             Error::Repository(_) => "repository",
             Error::Pipeline(PipelineError::Trust(_)) => "damaged",
@@ -179,6 +193,7 @@ impl Error {
             Error::Source { error: SourceError::Interrupted { .. }, .. } | Error::Interrupted => "interrupted",
             Error::Source { .. } | Error::NothingCaptured { .. } | Error::AllFailed(_) => "source",
             Error::Empty { .. } => "empty",
+            Error::Listen { .. } => "listen",
             Error::NotConfirmed => "not-confirmed",
         }
     }
@@ -209,6 +224,7 @@ impl Error {
             Error::NothingVerified { .. } => Some(
                 "`altlas-backup verify` proves the newest one; to restore one unverified, name it (`latest`, or an id of `altlas-backup list`)".into(),
             ),
+            Error::Listen { .. } => Some("set `server.listen` to an address of this machine that is free".into()),
             Error::NotConfirmed => Some("`--yes` carries out a plan without asking".into()),
             Error::NothingCaptured { hint, .. } => hint.clone(),
             Error::Interrupted => None,

@@ -14,6 +14,7 @@ use super::{
     layout, open,
     seal::{self, Seal, Sealer},
 };
+use crate::store::ObjectInfo;
 
 /// Records read at once.
 const PARALLEL_READS: usize = 8;
@@ -89,7 +90,7 @@ impl Repository {
 }
 
 /// Everything that a repository says of what was done: for lists, metrics, alerts, retention and whoever decides what is due.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct History {
     /// The store's time when it was read.
     pub now: Timestamp,
@@ -114,5 +115,28 @@ impl History {
         let verdicts = repository.verdicts(&catalog).await?;
         let attempts = repository.attempts().await?;
         Ok(Self { now, created: repository.mark().created, catalog, verdicts, attempts })
+    }
+}
+
+/// What a listing tells of everything that a [`History`] is read from. Equal ones stand for equal histories, but for what came over an
+/// object that its store lists as it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Records {
+    objects: Vec<ObjectInfo>,
+    epochs: Vec<String>,
+}
+
+impl Records {
+    /// Lists them.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn list(repository: &Repository) -> Result<Self, RepositoryError> {
+        let mut objects = Vec::new();
+        for folder in [layout::BACKUPS, layout::VERIFICATIONS, layout::ATTEMPTS] {
+            repository.store().list(folder, &mut |info| objects.push(info)).await?;
+        }
+        let epochs = repository.store().list_dirs(layout::EPOCHS).await?;
+        Ok(Self { objects, epochs })
     }
 }

@@ -403,16 +403,18 @@ impl Repository {
             .await?;
         let heads: HashMap<&BackupId, &Head> = catalog.heads().map(|head| (&head.backup, head)).collect();
         let wanted = keys.into_iter().filter_map(|(backup, key)| heads.get(&backup).map(|head| (*head, key)));
-        let read: Vec<Result<Evidence, String>> = stream::iter(wanted)
-            .map(async |(head, key)| match self.read_evidence(head, &key).await {
-                Ok(evidence) => Ok(Ok(evidence)),
-                Err(RepositoryError::Trust(trust)) => Ok(Err(trust.to_string())),
-                Err(RepositoryError::Locked(locked)) => Ok(Err(locked.to_string())),
-                Err(error) => Err(error),
+        let reads: Vec<_> = wanted
+            .map(|(head, key)| async move {
+                match self.read_evidence(head, &key).await {
+                    Ok(evidence) => Ok(Ok(evidence)),
+                    Err(RepositoryError::Trust(trust)) => Ok(Err(trust.to_string())),
+                    Err(RepositoryError::Locked(locked)) => Ok(Err(locked.to_string())),
+                    Err(error) => Err(error),
+                }
             })
-            .buffer_unordered(PARALLEL_READS)
-            .try_collect()
-            .await?;
+            .collect();
+        let read: Vec<Result<Evidence, String>> =
+            stream::iter(reads).buffer_unordered(PARALLEL_READS).try_collect().await?;
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for one in read {
             match one {

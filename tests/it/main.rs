@@ -11,6 +11,7 @@
 
 mod alerts;
 mod by_hand;
+mod cluster;
 mod damage;
 mod encryption;
 mod failures;
@@ -20,6 +21,7 @@ mod kill;
 mod memory;
 mod nats;
 mod overwrite;
+mod prune;
 mod recovery_point;
 mod redis;
 mod roundtrip;

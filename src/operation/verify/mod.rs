@@ -252,7 +252,9 @@ pub async fn verify(context: &Context, selector: &Selector, level: Level) -> Res
     let verdicts = repository.verdicts(&catalog).await?;
     // The newest backup must not look sound because its head is damaged and an older one stands in for it.
     if *selector == Selector::Latest {
-        match catalog.entries.iter().find(|entry| !matches!(entry, CatalogEntry::Unfinished { .. })) {
+        let is_backup =
+            |entry: &&CatalogEntry| !matches!(entry, CatalogEntry::Unfinished { .. } | CatalogEntry::Expired { .. });
+        match catalog.entries.iter().find(is_backup) {
             Some(CatalogEntry::Damaged { id, trust }) => {
                 return Ok(VerifyReport::failed(level, Some(id.to_string()), trust));
             }
@@ -392,11 +394,9 @@ async fn read_all(
     for manifest in manifests {
         let name = manifest.source.name.clone();
         let reader = SnapshotReader::new(manifest, parts.clone());
-        let checked: Vec<CheckedArtifact> = stream::iter(reader.artifacts())
-            .map(|artifact| check_artifact(&reader, artifact))
-            .buffer_unordered(PARALLEL_ARTIFACTS)
-            .try_collect()
-            .await?;
+        let checks: Vec<_> = reader.artifacts().iter().map(|artifact| check_artifact(&reader, artifact)).collect();
+        let checked: Vec<CheckedArtifact> =
+            stream::iter(checks).buffer_unordered(PARALLEL_ARTIFACTS).try_collect().await?;
         for artifact in checked {
             report.raw += artifact.raw;
             report.rows += artifact.rows;

@@ -15,6 +15,7 @@ pub mod nats;
 pub mod orders;
 pub mod postgres;
 pub mod process;
+pub mod proof;
 pub mod proxy;
 pub mod receiver;
 pub mod redis;

@@ -99,3 +99,20 @@ pub fn python() -> Command {
     command.env("PYTHONPATH", existing(folder().join("python"))).env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }
+
+/// `kubectl`, which carries kustomize.
+pub fn kubectl() -> PathBuf {
+    existing(folder().join("bin/kubectl"))
+}
+
+/// `hadolint`, which looks at Dockerfiles.
+pub fn hadolint() -> PathBuf {
+    existing(folder().join("bin/hadolint"))
+}
+
+/// Debian's Python with kubernetes-validate, the schemas of Kubernetes' objects, and nothing else around.
+pub fn python_k8s() -> Command {
+    let mut command = python();
+    command.env("PYTHONPATH", existing(folder().join("python-k8s")));
+    command
+}
