@@ -10,6 +10,7 @@ pub mod binary;
 pub mod forge;
 pub mod library;
 pub mod mode;
+pub mod monitoring;
 pub mod nats;
 pub mod orders;
 pub mod postgres;

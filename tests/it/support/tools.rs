@@ -77,6 +77,21 @@ pub fn nats_server(version: NatsVersion) -> PathBuf {
     })
 }
 
+/// Prometheus.
+pub fn prometheus() -> PathBuf {
+    existing("/usr/bin/prometheus".into())
+}
+
+/// What checks Prometheus' files.
+pub fn promtool() -> PathBuf {
+    existing("/usr/bin/promtool".into())
+}
+
+/// Alertmanager.
+pub fn alertmanager() -> PathBuf {
+    existing("/usr/bin/prometheus-alertmanager".into())
+}
+
 /// Debian's Python with the packages that `scripts/tools` keeps for it, redis-py and nats-py among them, and nothing else around.
 pub fn python() -> Command {
     let mut command = Command::new(existing("/usr/bin/python3".into()));
