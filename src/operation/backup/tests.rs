@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     config::Config,
-    operation::{VerifyLevel, list, open_backup, show, verify},
+    operation::{list, open_backup, show, verify},
     pipeline::{Cut, Format, Progress, SnapshotReader, SnapshotWriter},
-    repository::Selector,
-    source::{Finding, Restore, RestoreRequest, SourceError},
+    repository::{Level, Selector},
+    source::{Finding, Identity, Proof, Restore, RestoreRequest, SourceError},
 };
 
 /// What a made-up source does.
@@ -79,7 +79,33 @@ impl Source for MadeUp {
         }
         let cut = Cut::between(asked, asked + Duration::from_millis(20), serde_json::Value::Null);
         let (uncovered, notes, about) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Captured { cut, detail: serde_json::Value::Null, uncovered, failed, hint: None, notes, about, empty })
+        Ok(Captured {
+            cut,
+            detail: serde_json::Value::Null,
+            uncovered,
+            failed,
+            hint: None,
+            notes,
+            about,
+            empty,
+            server: Vec::new(),
+        })
+    }
+
+    async fn identity(&self) -> Result<Identity, SourceError> {
+        Err(PipelineError::Stopped.into())
+    }
+
+    async fn claim(&self, _: &[Identity]) -> Result<(), SourceError> {
+        Err(PipelineError::Stopped.into())
+    }
+
+    async fn prove(&self, _: &SnapshotReader, _: &CancellationToken) -> Result<Proof, SourceError> {
+        Err(PipelineError::Stopped.into())
+    }
+
+    async fn release(&self) -> Result<(), SourceError> {
+        Err(PipelineError::Stopped.into())
     }
 
     async fn plan_restore(&self, _: SnapshotReader, _: &RestoreRequest) -> Result<Box<dyn Restore>, SourceError> {
@@ -185,14 +211,14 @@ async fn a_partial_snapshot_is_told_everywhere_and_can_be_restored_by_name() {
     assert_eq!((told[1].state, &told[1].failed[..]), (SnapshotState::Partial, &[FAILED.to_owned()][..]));
     let context = &made.context;
     let listed = list(context).await.unwrap();
-    let Some(crate::operation::ListedBackup::Good { head: listed }) = listed.backups.first() else { panic!() };
+    let Some(crate::operation::ListedBackup::Good { head: listed, .. }) = listed.backups.first() else { panic!() };
     let states: Vec<_> = listed.sources.iter().map(|source| (source.state, source.failed)).collect();
     let [complete, partial, failed] = [SnapshotState::Complete, SnapshotState::Partial, SnapshotState::Failed];
     assert_eq!(states, [(complete, 0), (partial, 1), (failed, 0)]);
     let by_name = Selector::Prefix(head.backup.to_string());
     let shown = show(context, &by_name).await.unwrap();
     assert_eq!(shown.sources.iter().map(|source| source.failed.len()).collect::<Vec<_>>(), [0, 1]);
-    let verified = verify(context, &by_name, VerifyLevel::Content).await.unwrap();
+    let verified = verify(context, &by_name, Level::Content).await.unwrap();
     assert!(verified.problems.is_empty(), "{:?}", verified.problems);
     assert_eq!(
         (verified.incomplete[0].source.as_str(), &verified.incomplete[0].failed[..]),
