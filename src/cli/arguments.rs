@@ -83,6 +83,8 @@ pub(super) enum Command {
     },
     /// Restore a backup: shows the plan first, touches nothing before it is confirmed
     Restore(Restore),
+    /// Let backups expire by `[retention]`, then remove what nothing needs any more
+    Prune(Prune),
     /// Run as a daemon: backups, verifications and retention by the configured schedules, with metrics and alerts
     Serve {
         /// Run nothing: only metrics and alerts, beside runs that something else starts
@@ -129,6 +131,23 @@ pub(super) struct Restore {
     /// Replace what is there: PostgreSQL's old databases are kept under another name, Redis' are flushed, NATS' streams are deleted
     #[arg(long)]
     pub(super) overwrite: bool,
+}
+
+/// Arguments of `prune`.
+#[derive(Debug, Args)]
+pub(super) struct Prune {
+    /// Show the plan with its reasons and stop
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Let so much of a source's snapshots expire at once, this time [default: retention.expire_at_most_percent]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(super) expire_at_most: Option<u32>,
+    /// Remove so much of all parts that no expired backup explains, this time [default: 30]
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(super) sweep_at_most: Option<u32>,
+    /// Bring a backup back that expired (an id or a unique beginning of one), and do nothing else
+    #[arg(long, value_name = "BACKUP", conflicts_with_all = ["dry_run", "expire_at_most", "sweep_at_most"])]
+    pub(super) undo: Option<String>,
 }
 
 /// Arguments of `keygen`.

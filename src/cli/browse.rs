@@ -67,6 +67,10 @@ fn list_text(report: &ListReport) -> String {
                 ));
                 vec![backup.clone(), report::time(*written), report::ago(*written, report.now), "unfinished".into()]
             }
+            ListedBackup::Expired { backup, expired } => {
+                let gone = format!("expired {}", report::ago(*expired, report.now));
+                vec![backup.clone(), "-".into(), "-".into(), gone]
+            }
         });
     }
     format!("{}{}", table(&rows, &[6, 7, 8]), report::printable(&problems))

@@ -12,6 +12,7 @@ mod keygen;
 mod logging;
 mod output;
 mod progress;
+mod prune;
 mod restore;
 mod serve;
 mod verify;
@@ -128,6 +129,7 @@ async fn dispatch(context: &Context, command: Command, output: &Output) -> Resul
         Command::Init { if_missing } => init::run(context, if_missing, output).await,
         Command::List => browse::list(context, output).await,
         Command::Show { backup } => browse::show(context, &backup, output).await,
+        Command::Prune(arguments) => prune::run(context, &arguments, output).await,
         Command::Doctor => doctor::run(context, output).await,
         // Served before there is a context.
         Command::Restore(_)

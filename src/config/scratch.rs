@@ -10,7 +10,7 @@ use super::reader::Section;
 use super::redis::REDIS;
 use super::{NatsConfig, PasswordSource, PostgresConfig, RedisConfig, keys};
 
-const MINUTE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 const SECRET_HINT: &str = "put the password into a file named by the key that ends in `_password_file`";
@@ -58,7 +58,7 @@ pub struct ScratchConfig {
 
 pub(super) fn read(root: &Section<'_>) -> ScratchConfig {
     let section = root.section("scratch");
-    let timeout = section.duration("timeout", MINUTE..=WEEK, "1m to 7d").unwrap_or(DEFAULT_TIMEOUT);
+    let timeout = section.duration("timeout", SECOND..=WEEK, "1s to 7d").unwrap_or(DEFAULT_TIMEOUT);
     let given = read_given(&section);
     const GIVEN: [&str; 6] = [
         "postgres_url",

@@ -49,6 +49,13 @@ pub enum ListedBackup {
         /// When the last was written, by the store's clock.
         written: Timestamp,
     },
+    /// A backup that expired; its expiry can be undone while its parts are there.
+    Expired {
+        /// Its id.
+        backup: String,
+        /// When, by the store's clock.
+        expired: Timestamp,
+    },
 }
 
 /// What `list` tells.
@@ -94,6 +101,7 @@ pub async fn list(context: &Context) -> Result<ListReport, Error> {
             CatalogEntry::Unfinished { id, manifests, written } => {
                 ListedBackup::Unfinished { backup: id.to_string(), manifests, written }
             }
+            CatalogEntry::Expired { id, at } => ListedBackup::Expired { backup: id.to_string(), expired: at },
         })
         .collect();
     Ok(ListReport { url: repository.store().url().to_owned(), now, backups })

@@ -252,7 +252,7 @@ async fn repository(context: &Context, findings: &mut Vec<Finding>) -> Result<()
     let oldest_good = catalog.entries.iter().rposition(|entry| matches!(entry, CatalogEntry::Good(_)));
     for (place, entry) in catalog.entries.iter().enumerate() {
         match entry {
-            CatalogEntry::Good(_) => {}
+            CatalogEntry::Good(_) | CatalogEntry::Expired { .. } => {}
             CatalogEntry::Damaged { id, trust } => {
                 findings.push(finding(Level::Problem, format!("backup {id} cannot be trusted: {trust}")));
             }

@@ -139,7 +139,10 @@ impl Error {
                 }
             }
             Error::Repository(
-                RepositoryError::Newer { .. } | RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. },
+                RepositoryError::Newer { .. }
+                | RepositoryError::WouldBeClear { .. }
+                | RepositoryError::Another { .. }
+                | RepositoryError::Braked(_),
             )
             | Error::NothingVerified { .. }
             | Error::Scratch(_)
@@ -176,7 +179,9 @@ impl Error {
                 "newer-format"
             }
             Error::Repository(RepositoryError::Locked(_)) | Error::Pipeline(PipelineError::Locked(_)) => "locked",
-            Error::Repository(RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. }) => "refused",
+            Error::Repository(
+                RepositoryError::WouldBeClear { .. } | RepositoryError::Another { .. } | RepositoryError::Braked(_),
+            ) => "refused",
             Error::Repository(RepositoryError::Trust(_)) => "damaged",
             Error::Repository(_) => "repository",
             Error::Pipeline(PipelineError::Trust(_)) => "damaged",

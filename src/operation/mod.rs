@@ -7,6 +7,7 @@ mod doctor;
 mod error;
 mod keygen;
 mod open;
+mod prune;
 mod restore;
 mod verify;
 
@@ -18,6 +19,7 @@ pub use self::{
     error::{Error, exit},
     keygen::{KeygenReport, keygen},
     open::{OpenBackup, OpenSnapshot, open_backup},
+    prune::{PruneArguments, PruneReport, Refusal, UndoReport, prune, undo_expiry},
     restore::{PlannedRestore, RestoreArguments, RestoreReport, plan_restore},
     verify::{Incomplete, Problem, VerifiedSource, VerifyReport, verify},
 };

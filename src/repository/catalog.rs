@@ -1,6 +1,9 @@
 //! What backups there are: heads only (rule R1), with what lacks a head or cannot be trusted named beside them (R11).
 
-use std::{collections::BTreeMap, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+};
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -8,7 +11,9 @@ use jiff::Timestamp;
 use super::{
     BackupId, Head, HeadSource, Locked, Repository, RepositoryError, Trust, Verdicts,
     layout::{self, BackupObject},
+    tombstone::Tombstones,
 };
+use crate::store::ObjectInfo;
 
 /// Heads read at once.
 const PARALLEL_READS: usize = 8;
@@ -41,6 +46,13 @@ pub enum CatalogEntry {
         /// When the last was written, by the store's clock.
         written: Timestamp,
     },
+    /// A backup that expired (rule R8): its head is in a tombstone.
+    Expired {
+        /// The folder's name.
+        id: BackupId,
+        /// When, by the store's clock.
+        at: Timestamp,
+    },
 }
 
 impl CatalogEntry {
@@ -50,7 +62,8 @@ impl CatalogEntry {
             CatalogEntry::Good(head) => &head.backup,
             CatalogEntry::Damaged { id, .. }
             | CatalogEntry::Locked { id, .. }
-            | CatalogEntry::Unfinished { id, .. } => id,
+            | CatalogEntry::Unfinished { id, .. }
+            | CatalogEntry::Expired { id, .. } => id,
         }
     }
 }
@@ -87,53 +100,66 @@ pub struct Catalog {
     pub unknown: Option<Locked>,
 }
 
+/// The folder of one backup, as the listing shows it.
+#[derive(Debug, Default)]
+pub(super) struct Folder {
+    /// Does it have a head?
+    pub(super) head: bool,
+    /// Its manifests.
+    pub(super) manifests: Vec<ObjectInfo>,
+    /// When the last of its objects was written, by the store's clock.
+    pub(super) written: Timestamp,
+}
+
+/// What the listings showed that a catalogue was made from.
+#[derive(Debug, Default)]
+pub(super) struct Listed {
+    /// The folders of backups.
+    pub(super) folders: BTreeMap<BackupId, Folder>,
+    /// The tombstones.
+    pub(super) tombstones: Tombstones,
+}
+
 impl Catalog {
     /// Reads every head.
     ///
     /// # Errors
     /// What the store says. A damaged head, and one that cannot be opened or believed here, is an entry, not an error.
     pub async fn read(repository: &Repository) -> Result<Self, RepositoryError> {
-        struct Folder {
-            head: bool,
-            manifests: usize,
-            written: Timestamp,
-        }
-        let mut folders: BTreeMap<BackupId, Folder> = BTreeMap::new();
-        repository
-            .store()
-            .list(layout::BACKUPS, &mut |info| {
-                let Some((id, object)) = layout::backup_object(&info.key) else { return };
-                let folder =
-                    folders.entry(id).or_insert(Folder { head: false, manifests: 0, written: info.last_modified });
-                folder.written = folder.written.max(info.last_modified);
-                match object {
-                    BackupObject::Head => folder.head = true,
-                    BackupObject::Manifest(_) => folder.manifests += 1,
-                    BackupObject::Other => {}
+        Ok(Self::read_listed(repository).await?.0)
+    }
+
+    /// The same, with what the listings showed.
+    pub(super) async fn read_listed(repository: &Repository) -> Result<(Self, Listed), RepositoryError> {
+        let folders = folders(repository).await?;
+        let with_head = folders.iter().filter(|(_, folder)| folder.head).map(|(id, _)| id.clone());
+        let reads: Vec<_> = with_head.map(|id| read_head(repository, id)).collect();
+        let mut heads: BTreeMap<BackupId, Option<CatalogEntry>> =
+            stream::iter(reads).buffer_unordered(PARALLEL_READS).try_collect().await?;
+        // After the heads: a backup that expires loses its head only once its tombstone is there (R8), so that it is seen as one of the
+        // two.
+        let tombstones = Tombstones::list(repository).await?;
+        let ids: BTreeSet<&BackupId> = folders.keys().chain(tombstones.ids()).collect();
+        let entry = |id: &BackupId| {
+            let head = heads.remove(id);
+            let had_head = head.is_some();
+            head.flatten().unwrap_or_else(|| match (tombstones.expired(id), folders.get(id)) {
+                (Some(at), _) => CatalogEntry::Expired { id: id.clone(), at },
+                (None, Some(folder)) if !had_head => {
+                    let (manifests, written) = (folder.manifests.len(), folder.written);
+                    CatalogEntry::Unfinished { id: id.clone(), manifests, written }
                 }
+                // Gone since the listing.
+                _ => CatalogEntry::Damaged { id: id.clone(), trust: Trust::Missing { object: layout::head(id) } },
             })
-            .await?;
-        let mut entries: Vec<CatalogEntry> = stream::iter(folders)
-            .map(async |(id, folder)| {
-                if !folder.head {
-                    return Ok(CatalogEntry::Unfinished { id, manifests: folder.manifests, written: folder.written });
-                }
-                match repository.head(&id).await {
-                    Ok((head, _)) => Ok(CatalogEntry::Good(Box::new(head))),
-                    Err(RepositoryError::Trust(trust)) => Ok(CatalogEntry::Damaged { id, trust }),
-                    Err(RepositoryError::Locked(locked)) => Ok(CatalogEntry::Locked { id, locked }),
-                    Err(error) => Err(error),
-                }
-            })
-            .buffer_unordered(PARALLEL_READS)
-            .try_collect()
-            .await?;
+        };
+        let mut entries: Vec<CatalogEntry> = ids.into_iter().map(entry).collect();
         entries.sort_by(|a, b| order(b).cmp(&order(a)));
         let unknown = repository.epoch_records().await?.unknown();
         if let Some(unknown) = &unknown {
             tracing::warn!("{unknown}; {}", unknown.hint());
         }
-        Ok(Self { entries, unknown })
+        Ok((Self { entries, unknown }, Listed { folders, tombstones }))
     }
 
     /// The heads, newest first.
@@ -156,6 +182,7 @@ impl Catalog {
                 Some(format!("backup {id} is passed over: it is unfinished, without a head"))
             }
             CatalogEntry::Good(newer) => lacks(newer, sources),
+            CatalogEntry::Expired { .. } => None,
         };
         newer.filter_map(told).collect()
     }
@@ -214,6 +241,7 @@ impl Catalog {
                     [CatalogEntry::Unfinished { id, manifests, .. }] => {
                         Err(RepositoryError::Unfinished { id: id.clone(), manifests: *manifests })
                     }
+                    [CatalogEntry::Expired { id, at }] => Err(RepositoryError::Expired { id: id.clone(), at: *at }),
                     _ => Err(RepositoryError::Ambiguous {
                         wanted: format!("`{prefix}`"),
                         fits: fits.iter().map(|entry| entry.id().clone()).collect(),
@@ -222,6 +250,40 @@ impl Catalog {
             }
         }
     }
+}
+
+/// One LIST of all backups' folders.
+async fn folders(repository: &Repository) -> Result<BTreeMap<BackupId, Folder>, RepositoryError> {
+    let mut folders: BTreeMap<BackupId, Folder> = BTreeMap::new();
+    repository
+        .store()
+        .list(layout::BACKUPS, &mut |info| {
+            let Some((id, object)) = layout::backup_object(&info.key) else { return };
+            let folder = folders.entry(id).or_insert(Folder { written: Timestamp::MIN, ..Folder::default() });
+            folder.written = folder.written.max(info.last_modified);
+            match object {
+                BackupObject::Head => folder.head = true,
+                BackupObject::Manifest(_) => folder.manifests.push(info),
+                BackupObject::Other => {}
+            }
+        })
+        .await?;
+    Ok(folders)
+}
+
+/// A head that was listed, as an entry; none where it is not there any more.
+async fn read_head(
+    repository: &Repository,
+    id: BackupId,
+) -> Result<(BackupId, Option<CatalogEntry>), RepositoryError> {
+    let entry = match repository.head(&id).await {
+        Ok((head, _)) => Some(CatalogEntry::Good(Box::new(head))),
+        Err(RepositoryError::Trust(Trust::Missing { object })) if object == layout::head(&id) => None,
+        Err(RepositoryError::Trust(trust)) => Some(CatalogEntry::Damaged { id: id.clone(), trust }),
+        Err(RepositoryError::Locked(locked)) => Some(CatalogEntry::Locked { id: id.clone(), locked }),
+        Err(error) => return Err(error),
+    };
+    Ok((id, entry))
 }
 
 /// The snapshots that are meant by `sources` (none: every source that the backup was asked for).

@@ -1,6 +1,6 @@
 //! What can be wrong with a repository, by meaning.
 
-use super::{BackupId, SnapshotState};
+use super::{BackupId, SnapshotState, sweep::Brake};
 use crate::{
     crypt::{Recipient, listed},
     store::{StoreError, StoreErrorKind},
@@ -245,6 +245,47 @@ pub enum RepositoryError {
         /// How many manifests it has.
         manifests: usize,
     },
+    /// Retention let it go (rule R8).
+    #[error("backup {id} expired {}", crate::report::time(*at))]
+    Expired {
+        /// The backup.
+        id: BackupId,
+        /// When.
+        at: jiff::Timestamp,
+    },
+    /// A backup whose tombstone is so old that its parts may be being deleted.
+    #[error("backup {id} expired {}; an expiry can be undone for {bound} only", crate::report::time(*at))]
+    TooLate {
+        /// The backup.
+        id: BackupId,
+        /// When.
+        at: jiff::Timestamp,
+        /// How long, for people.
+        bound: String,
+    },
+    /// A backup that expired and is not whole any more.
+    #[error("backup {id} cannot be brought back: it lacks {}, such as {example}", crate::report::count(*missing as u64, "object"))]
+    Gone {
+        /// The backup.
+        id: BackupId,
+        /// How many objects are missing or of another size.
+        missing: usize,
+        /// One of them.
+        example: String,
+    },
+    /// Between a backup's tombstone and the end of its head went so much time that its tombstone could not be believed to be young.
+    #[error("expiring backup {id} took {took}, more than {bound}; its head was written again")]
+    SlowExpiry {
+        /// The backup.
+        id: BackupId,
+        /// How long, for people.
+        took: String,
+        /// The bound, for people.
+        bound: String,
+    },
+    /// Nothing was removed (rule R9).
+    #[error("nothing was removed: {}", .0.iter().map(Brake::to_string).collect::<Vec<_>>().join("; "))]
+    Braked(Vec<Brake>),
     /// The backup has no complete snapshot of that source.
     #[error("backup {id} holds no complete snapshot of source `{name}`{}", match state { Some(state) => format!(" ({state})"), None => String::new() })]
     NoSnapshot {
@@ -307,6 +348,14 @@ impl RepositoryError {
             Self::NoSuchBackup { .. } | Self::NoSnapshot { .. } => Some("`altlas-backup list` shows what there is".into()),
             Self::Ambiguous { .. } => Some("give more of the id".into()),
             Self::Unfinished { .. } => Some("the run that wrote it did not finish, or its head was deleted; use another backup".into()),
+            Self::Expired { id, .. } => Some(format!("`altlas-backup prune --undo {id}` brings it back while its parts are there")),
+            Self::TooLate { .. } | Self::Gone { .. } => Some("`altlas-backup list` shows the other backups".into()),
+            Self::Braked(brakes) => {
+                let mut hints: Vec<String> = brakes.iter().map(Brake::hint).collect();
+                hints.dedup();
+                Some(hints.join("; "))
+            }
+            Self::SlowExpiry { .. } => Some("run `altlas-backup prune` again; find out what made the machine or the store so slow".into()),
             Self::NotShown { .. } => Some("the store lost or hid what it had accepted: check it before the next backup; no backup was recorded".into()),
             Self::TooOld { .. } => Some("raise `repository.grace`, or find out what made the backup so slow".into()),
             Self::HeadRemains { failure, .. } => Some(format!(

@@ -17,6 +17,8 @@ pub(crate) const BACKUPS: &str = "backups/";
 pub(crate) const VERIFICATIONS: &str = "verifications/";
 /// The folder of runs that ended without a backup.
 pub(crate) const ATTEMPTS: &str = "attempts/";
+/// The folder of backups that expired.
+pub(crate) const TOMBSTONES: &str = "tombstones/";
 const DETAIL_MARK: &str = ".detail.json.zst";
 /// What a head is called inside its backup's folder.
 const HEAD: &str = "head.json";
@@ -36,6 +38,12 @@ pub(crate) fn epoch_record(epoch: &EpochId) -> String {
 
 pub(crate) fn keys(epoch: &EpochId, protection: &Protection) -> String {
     format!("{EPOCHS}{epoch}/keys.json{}", protection.suffix())
+}
+
+/// Is it the key of this epoch's record or of its keys?
+pub(crate) fn is_epoch_record(key: &str, epoch: &EpochId) -> bool {
+    let name = key.strip_prefix(&self::epoch(epoch));
+    matches!(name, Some("epoch.json" | "keys.json" | "keys.json.age"))
 }
 
 /// The folder of an epoch's parts, with a slash at its end.
@@ -74,6 +82,29 @@ pub(crate) fn attempt(id: &BackupId) -> String {
     format!("{ATTEMPTS}{id}.json")
 }
 
+/// The run of a key below [`ATTEMPTS`].
+pub(crate) fn attempt_of(key: &str) -> Option<BackupId> {
+    key.strip_prefix(ATTEMPTS)?.strip_suffix(".json")?.parse().ok()
+}
+
+/// A backup's tombstone. One that expires again, after its expiry was undone, gets another: a key that was used and may be about to be
+/// deleted by somebody is never used again.
+pub(crate) fn tombstone(id: &BackupId, nth: u32) -> String {
+    match nth {
+        0 | 1 => format!("{TOMBSTONES}{id}.json"),
+        nth => format!("{TOMBSTONES}{id}.{nth}.json"),
+    }
+}
+
+/// The backup of a key below [`TOMBSTONES`].
+pub(crate) fn tombstone_of(key: &str) -> Option<BackupId> {
+    let name = key.strip_prefix(TOMBSTONES)?.strip_suffix(".json")?;
+    match name.split_once('.') {
+        None => name.parse().ok(),
+        Some((id, nth)) => nth.parse::<u32>().ok().and_then(|_| id.parse().ok()),
+    }
+}
+
 /// The folder of the evidence on one backup, with a slash at its end.
 pub(crate) fn verifications(id: &BackupId) -> String {
     format!("{VERIFICATIONS}{id}/")
@@ -97,6 +128,12 @@ pub(crate) fn evidence_of(key: &str) -> Option<BackupId> {
     let (id, file) = key.strip_prefix(VERIFICATIONS)?.split_once('/')?;
     let is_evidence = file.ends_with(".json") && !file.contains('/');
     is_evidence.then(|| id.parse().ok()).flatten()
+}
+
+/// The backup of a key below [`VERIFICATIONS`], evidence or its details.
+pub(crate) fn verified_backup(key: &str) -> Option<BackupId> {
+    let (id, file) = key.strip_prefix(VERIFICATIONS)?.split_once('/')?;
+    (!file.contains('/')).then(|| id.parse().ok()).flatten()
 }
 
 /// What a key below [`BACKUPS`] is.
@@ -145,5 +182,13 @@ mod tests {
         assert_eq!(key, "verifications/20261123T010000Z-k3f9qa/20261123T013000.512Z.json");
         assert_eq!(evidence_of(&key), Some(id.clone()));
         assert_eq!(evidence_of(&evidence_detail(&id, at, &Protection::Clear)), None);
+        assert_eq!(verified_backup(&evidence_detail(&id, at, &Protection::Clear)), Some(id.clone()));
+        assert_eq!(tombstone(&id, 1), "tombstones/20261123T010000Z-k3f9qa.json");
+        assert_eq!(tombstone(&id, 2), "tombstones/20261123T010000Z-k3f9qa.2.json");
+        for key in [tombstone(&id, 1), tombstone(&id, 2)] {
+            assert_eq!(tombstone_of(&key), Some(id.clone()));
+        }
+        assert_eq!(tombstone_of("tombstones/20261123T010000Z-k3f9qa.x.json"), None);
+        assert_eq!(attempt_of(&attempt(&id)), Some(id));
     }
 }

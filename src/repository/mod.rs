@@ -1,7 +1,8 @@
 //! Everything that knows the repository format (version 1): names, keys, sealed records, manifests, heads, epochs.
 //!
 //! The rules R1 to R11 are in DESIGN.md §4; code cites them by number. What this module must not do: decide what is backed
-//! up, talk to a source, or delete anything but the head of a backup whose second look failed (R1).
+//! up, or talk to a source. Three places delete: `commit` the head of a backup whose second look failed (R1), `tombstone` the head of a
+//! backup that expires, `sweep` what nothing needs any more (R8, R9).
 
 mod attempt;
 mod belief;
@@ -19,8 +20,11 @@ mod look;
 mod manifest;
 mod open;
 mod part;
+pub mod retention;
 mod reuse;
 mod seal;
+pub mod sweep;
+mod tombstone;
 
 pub use self::{
     attempt::{Attempt, History, Records},
@@ -41,6 +45,7 @@ pub use self::{
     open::{EpochRecords, InstallMark, Repository, tool},
     part::{MAX_PART, PartName, PartRef},
     reuse::{ReusableParts, Reuse, StoredPart},
+    tombstone::Expiry,
 };
 
 /// The key of a part of `epoch`.

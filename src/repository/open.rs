@@ -419,10 +419,20 @@ impl Repository {
     pub async fn head(&self, id: &BackupId) -> Result<(Head, Arc<Epoch>), RepositoryError> {
         let key = layout::head(id);
         let bytes = self.store.get(&key).await.map_err(must_exist(&key))?;
-        let told: Head = match seal::peek::<Head>(&bytes) {
+        self.check_head(key, id, &bytes).await
+    }
+
+    /// Checks the bytes of the head of backup `id`, wherever they lie: `key` is what errors name.
+    pub(super) async fn check_head(
+        &self,
+        key: String,
+        id: &BackupId,
+        bytes: &[u8],
+    ) -> Result<(Head, Arc<Epoch>), RepositoryError> {
+        let told: Head = match seal::peek::<Head>(bytes) {
             Ok(head) => head,
             // A newer version's head may not read as ours; its version still does.
-            Err(error) => return Err(newer_claim(&key, &bytes).unwrap_or_else(|| Trust::damaged(&key, error).into())),
+            Err(error) => return Err(newer_claim(&key, bytes).unwrap_or_else(|| Trust::damaged(&key, error).into())),
         };
         let epoch = match self.epoch(&told.epoch).await {
             Ok(epoch) => epoch,
@@ -438,8 +448,8 @@ impl Repository {
             }
             Err(error) => return Err(error),
         };
-        seal::check(&bytes, Seal::Mac(epoch.keys.mac_key())).map_err(|error| Trust::damaged(&key, error))?;
-        if let Some(newer) = newer_claim(&key, &bytes) {
+        seal::check(bytes, Seal::Mac(epoch.keys.mac_key())).map_err(|error| Trust::damaged(&key, error))?;
+        if let Some(newer) = newer_claim(&key, bytes) {
             return Err(newer);
         }
         self.belongs(&key, &told.repository)?;
@@ -505,7 +515,7 @@ impl Repository {
         Ok(manifest)
     }
 
-    fn belongs(&self, key: &str, repository: &RepositoryId) -> Result<(), Trust> {
+    pub(super) fn belongs(&self, key: &str, repository: &RepositoryId) -> Result<(), Trust> {
         if *repository == self.mark.repository {
             return Ok(());
         }
@@ -515,7 +525,7 @@ impl Repository {
 
 /// The error for a record that says it is of a newer version. Nothing proves that it is one: it stops who wants that record, and
 /// nobody else.
-fn newer_claim(key: &str, bytes: &[u8]) -> Option<RepositoryError> {
+pub(super) fn newer_claim(key: &str, bytes: &[u8]) -> Option<RepositoryError> {
     let found = seal::peek::<FormatOnly>(bytes).ok()?.format;
     let newer = || Locked::Newer { object: key.to_owned(), found, known: FORMAT_VERSION }.into();
     (found > FORMAT_VERSION).then(newer)

@@ -63,7 +63,7 @@ pub(super) async fn start(wanted: &Wanted, config: &ScratchConfig, base: &Path) 
                 let settings = NatsConfig::local(port, USER, PasswordSource::Given(password.into()));
                 return Ok(Scratch { settings: SourceSettings::Nats(settings), _server: server, _folder: folder });
             }
-            Err(error) if attempt == ATTEMPTS => return Err(error),
+            Err(error) if attempt == ATTEMPTS || server.runs() => return Err(error),
             Err(error) => tracing::debug!("{error}; trying another port"),
         }
     }

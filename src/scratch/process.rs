@@ -111,6 +111,11 @@ impl Server {
         }
     }
 
+    /// Does it still run?
+    pub(super) fn runs(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Does the log hold this text?
     pub(super) fn log(&self) -> impl Fn(&str) -> bool + use<> {
         let log = self.log.clone();

@@ -5,8 +5,8 @@
 //! the way (an unmounted disk would silently become a folder on the system's own): [`FileBackend::create_root`] is for
 //! `init`. Temporary files are beside their target and are no objects: listings pass over them.
 //!
-//! A writer that was killed leaves its temporary file behind. Nothing removes it yet; [`FileBackend::stale_temporaries`]
-//! lists them with their ages for the sweep that will.
+//! A writer that was killed leaves its temporary file behind. [`FileBackend::stale_temporaries`] lists them with their ages for the sweep,
+//! which removes the old ones.
 
 use std::{
     collections::HashSet,
@@ -49,6 +49,8 @@ pub struct FileBackend {
 pub struct StaleTemporary {
     /// The file.
     pub path: PathBuf,
+    /// Its size in bytes.
+    pub size: u64,
     /// When it was last written, by the clock that [`Backend::now`] tells.
     pub last_modified: Timestamp,
 }
@@ -102,11 +104,25 @@ impl FileBackend {
             let mut found = Vec::new();
             folder.walk(&folder.root, &mut |entry| {
                 if let Entry::Temporary(path, metadata) = entry {
-                    found.push(StaleTemporary { path, last_modified: modified(&metadata)? });
+                    found.push(StaleTemporary {
+                        path,
+                        size: metadata.len(),
+                        last_modified: modified(&metadata)?,
+                    });
                 }
                 Ok(true)
             })?;
             Ok(found)
+        })
+        .await
+    }
+
+    /// Removes a temporary file; fine where it is gone.
+    pub async fn remove_temporary(&self, temporary: &StaleTemporary) -> Result<(), StoreError> {
+        let path = temporary.path.clone();
+        self.blocking("delete", String::new(), move |_| match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Failure::at(&path, error)),
+            _ => Ok(()),
         })
         .await
     }

@@ -19,6 +19,7 @@ mod kill;
 mod memory;
 mod nats;
 mod overwrite;
+mod prune;
 mod recovery_point;
 mod redis;
 mod roundtrip;

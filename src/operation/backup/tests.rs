@@ -79,17 +79,9 @@ impl Source for MadeUp {
         }
         let cut = Cut::between(asked, asked + Duration::from_millis(20), serde_json::Value::Null);
         let (uncovered, notes, about) = (Vec::new(), Vec::new(), Vec::new());
-        Ok(Captured {
-            cut,
-            detail: serde_json::Value::Null,
-            uncovered,
-            failed,
-            hint: None,
-            notes,
-            about,
-            empty,
-            server: Vec::new(),
-        })
+        let detail = serde_json::Value::Null;
+        let server = Vec::new();
+        Ok(Captured { cut, detail, uncovered, failed, hint: None, notes, about, server, empty })
     }
 
     async fn identity(&self) -> Result<Identity, SourceError> {

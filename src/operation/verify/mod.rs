@@ -252,7 +252,9 @@ pub async fn verify(context: &Context, selector: &Selector, level: Level) -> Res
     let verdicts = repository.verdicts(&catalog).await?;
     // The newest backup must not look sound because its head is damaged and an older one stands in for it.
     if *selector == Selector::Latest {
-        match catalog.entries.iter().find(|entry| !matches!(entry, CatalogEntry::Unfinished { .. })) {
+        let is_backup =
+            |entry: &&CatalogEntry| !matches!(entry, CatalogEntry::Unfinished { .. } | CatalogEntry::Expired { .. });
+        match catalog.entries.iter().find(is_backup) {
             Some(CatalogEntry::Damaged { id, trust }) => {
                 return Ok(VerifyReport::failed(level, Some(id.to_string()), trust));
             }

@@ -3,7 +3,10 @@
 //! Three things may come of it, and only the first is green: it is what was captured; it is not, and the backup is bad; nobody can tell, since
 //! the place was not fit for it. An error of a server is taken for the backup's fault only where nothing else can be.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{VerifiedSource, VerifyReport, part_reader};
 use crate::{
@@ -17,7 +20,7 @@ use crate::{
 };
 
 /// How long a source may take to say who it is.
-const ANSWERS: std::time::Duration = std::time::Duration::from_secs(20);
+const ANSWERS: Duration = Duration::from_secs(20);
 
 /// Proves every snapshot that has a manifest; what is damaged already is not restored.
 pub(super) async fn prove_all(
@@ -76,13 +79,15 @@ async fn local(context: &Context, source: &HeadSource, snapshot: &SnapshotReader
     if let Some(SourceSettings::Postgres(config)) = configured.map(|config| &config.settings) {
         wanted.tools_dir.clone_from(&config.tools_dir);
     }
+    let deadline = Deadline::after(context.config.scratch.timeout);
     let started = tokio::select! {
-        started = scratch::start(&source.kind, &wanted, &context.config.scratch) => started,
+        started = deadline.limit(scratch::start(&source.kind, &wanted, &context.config.scratch)) => started,
         () = context.cancel.cancelled() => return Err(Error::Interrupted),
     };
     let scratch: Scratch = match started {
-        Ok(scratch) => scratch,
-        Err(error) => {
+        Err(late) => return Ok(Ok(late)),
+        Ok(Ok(scratch)) => scratch,
+        Ok(Err(error)) => {
             return match error.reason() {
                 Some(reason) => Ok(Ok(Outcome::Place(reason, error.to_string(), error.hint()))),
                 None => Err(Error::Scratch(error)),
@@ -91,7 +96,7 @@ async fn local(context: &Context, source: &HeadSource, snapshot: &SnapshotReader
     };
     let server = source::open(&scratch.settings, &*context.environment)?;
     let captured = Identity { shown: format!("`{}`", source.name), marks: snapshot.server().to_vec() };
-    let proved = in_time(context, &*server, snapshot, &[captured]).await;
+    let proved = claim_and_prove(context, &*server, snapshot, &[captured], deadline).await;
     // The server is ended, which takes a moment, and its folder removed.
     drop(tokio::task::spawn_blocking(move || drop(scratch)).await);
     proved
@@ -120,7 +125,8 @@ async fn given(
         others = identities(context, source, snapshot) => others?,
         () = context.cancel.cancelled() => return Err(Error::Interrupted),
     };
-    let proved = in_time(context, &*server, snapshot, &others).await;
+    let deadline = Deadline::after(context.config.scratch.timeout);
+    let proved = claim_and_prove(context, &*server, snapshot, &others, deadline).await;
     if matches!(&proved, Ok(Err(SourceError::Refused { .. }))) {
         return proved;
     }
@@ -154,29 +160,46 @@ fn named(name: &str, error: SourceError) -> Error {
     Error::Source { name: name.to_owned(), error }
 }
 
-/// Claims the server and proves the snapshot in it, within the time that is given for it.
-async fn in_time(
+/// When a proof must be done.
+#[derive(Clone, Copy)]
+struct Deadline {
+    limit: Duration,
+    at: tokio::time::Instant,
+}
+
+impl Deadline {
+    fn after(limit: Duration) -> Self {
+        Self { limit, at: tokio::time::Instant::now() + limit }
+    }
+
+    /// Waits for `work` until then.
+    async fn limit<T>(self, work: impl Future<Output = T>) -> Result<T, Outcome> {
+        tokio::time::timeout_at(self.at, work).await.map_err(|_| {
+            let what = format!("it took longer than {}", report::duration(self.limit));
+            Outcome::Place(Reason::TimeOut, what, Some("raise `scratch.timeout`".to_owned()))
+        })
+    }
+}
+
+/// Claims the server and proves the snapshot in it.
+async fn claim_and_prove(
     context: &Context,
     server: &dyn Source,
     snapshot: &SnapshotReader,
     others: &[Identity],
+    deadline: Deadline,
 ) -> Result<Proved, Error> {
-    let limit = context.config.scratch.timeout;
     let work = async {
         server.claim(others).await?;
         server.prove(snapshot, &context.cancel).await
     };
     let proved = tokio::select! {
-        proved = tokio::time::timeout(limit, work) => proved,
+        proved = deadline.limit(work) => proved,
         () = context.cancel.cancelled() => return Err(Error::Interrupted),
     };
     Ok(match proved {
         Ok(proved) => proved.map(Outcome::Proof),
-        Err(_) => Ok(Outcome::Place(
-            Reason::TimeOut,
-            format!("it took longer than {}", report::duration(limit)),
-            Some("raise `scratch.timeout`".to_owned()),
-        )),
+        Err(late) => Ok(late),
     })
 }
 

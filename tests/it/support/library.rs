@@ -1,7 +1,7 @@
 //! Operations called in this process, for tests that need hundreds of them.
 
 use altlas_backup::{
-    operation::{self, Context, Error, ListedBackup, VerifyReport, exit},
+    operation::{self, BackupReport, Context, Error, ListedBackup, PruneArguments, PruneReport, VerifyReport, exit},
     repository::{Artifact, Head, Level, Selector, Verdict},
 };
 use tokio::runtime::Runtime;
@@ -17,6 +17,16 @@ impl Library {
     pub fn new(context: Context) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         Self { context, runtime }
+    }
+
+    /// `backup`.
+    pub fn backup(&self) -> Result<BackupReport, Error> {
+        self.runtime.block_on(operation::backup(&self.context, &[]))
+    }
+
+    /// `prune`.
+    pub fn prune(&self, arguments: &PruneArguments) -> Result<PruneReport, Error> {
+        self.runtime.block_on(operation::prune(&self.context, arguments))
     }
 
     /// `verify BACKUP --level content`.
@@ -40,7 +50,7 @@ impl Library {
         let listed = self.runtime.block_on(operation::list(&self.context)).unwrap();
         let head = |listed| match listed {
             ListedBackup::Good { head, .. } => Some(*head),
-            ListedBackup::Unfinished { .. } => None,
+            ListedBackup::Unfinished { .. } | ListedBackup::Expired { .. } => None,
             ListedBackup::Damaged { backup, problem } | ListedBackup::Locked { backup, problem, .. } => {
                 panic!("{backup}: {problem}")
             }

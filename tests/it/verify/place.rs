@@ -137,8 +137,10 @@ fn time_that_runs_out_is_not_the_backup_s_fault() {
     let made = std::process::Command::new("chmod").args(["755", program.to_str().unwrap()]).status().unwrap();
     assert!(made.success());
     workspace.set("scratch.redis_server", program.display().to_string());
+    workspace.set("scratch.timeout", "2s");
     let (report, _) = verify(&workspace, &backup, 4);
     assert_eq!(report["sources"][0]["verdict"], "inconclusive", "{report}");
+    assert_eq!(report["sources"][0]["reason"], "time-out", "{report}");
 }
 
 #[test]
