@@ -6,6 +6,9 @@
 //! person's backup and a restart never do one twice. What failed, in part or as a whole, is tried again after 15, 30 and 60 minutes,
 //! each counted from the end of the try before, and then given up until the next run.
 //!
+//! Nothing in the repository says that a run has begun, and a backup takes its time. A process that sees another make its runs
+//! therefore leaves the next ones to it for a while, and takes over where that does nothing ([`State::Left`]).
+//!
 //! All times are the store's (rule R6). A backup that began in the future, by a clock that was wrong and was set back since, counts for
 //! the run of its own time only: else nothing would be due until that time has come.
 //!
@@ -13,10 +16,10 @@
 
 mod plan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod times;
 
-pub use self::plan::{Due, MOST_MISSED, Outcome, Plan, RETRY_AFTER, Scheduled, State, Task, TaskKey, Tried, plan};
+pub use self::plan::{Due, MOST_MISSED, Outcome, Own, Plan, RETRY_AFTER, Scheduled, State, Task, TaskKey, Tried, plan};
 
 use std::time::Duration;
 

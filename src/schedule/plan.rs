@@ -15,6 +15,11 @@ pub const RETRY_AFTER: [Duration; 3] =
     [Duration::from_secs(15 * 60), Duration::from_secs(30 * 60), Duration::from_secs(60 * 60)];
 /// The most runs that are told as missed at once.
 pub const MOST_MISSED: usize = 1000;
+/// What [`State::Left`] gives another at least.
+const LEFT_AT_LEAST: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+/// How long the verification of another's backup is left to that one, from the end of the backup on.
+const VERIFICATION_LEFT: Duration = Duration::from_secs(2 * 3600);
 /// The word for the error of a run that was told to stop: it did not fail, and is due again.
 const INTERRUPTED: &str = "interrupted";
 
@@ -92,8 +97,7 @@ pub enum Outcome {
     Failed,
 }
 
-/// What a process did itself. The repository's records come first; this is for what leaves none there, so that it is not tried again
-/// every minute.
+/// What a process did itself: for what leaves no record in the repository, so that it is not tried again every minute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tried {
     /// What.
@@ -104,6 +108,17 @@ pub struct Tried {
     pub outcome: Outcome,
 }
 
+/// What a process knows of itself. The repository's records come first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Since when it serves, by the store's clock.
+    pub since: Option<Timestamp>,
+    /// The backups that it made.
+    pub made: Vec<BackupId>,
+    /// What it tried.
+    pub tried: Vec<Tried>,
+}
+
 /// Where a schedule stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
@@ -111,6 +126,8 @@ pub enum State {
     Done,
     /// Its last run is due.
     Due,
+    /// Its last run is left to another process until then: the run before was that one's.
+    Left(Timestamp),
     /// Its last run failed, and is tried again then.
     Retry(Timestamp),
     /// Its last run failed, and is not tried again.
@@ -142,7 +159,7 @@ pub struct Plan {
 }
 
 /// Decides what is due now.
-pub fn plan(config: &Config, repository: &RepositoryId, history: &History, now: Timestamp, tried: &[Tried]) -> Plan {
+pub fn plan(config: &Config, repository: &RepositoryId, history: &History, now: Timestamp, own: &Own) -> Plan {
     let mut plan = Plan::default();
     let names: Vec<&SourceName> = config.sources.iter().map(|source| &source.name).collect();
     for schedule in &config.schedules {
@@ -150,9 +167,13 @@ pub fn plan(config: &Config, repository: &RepositoryId, history: &History, now: 
         let (last, next) = (times.last(now), times.after(now).next());
         let mut state = State::Never;
         if let Some(run) = last {
-            let sources = schedule.chooses(names.iter().copied()).into_iter().map(SourceName::as_str).collect();
+            let sources: Vec<&str> =
+                schedule.chooses(names.iter().copied()).into_iter().map(SourceName::as_str).collect();
             let prunes = schedule.prune && config.retention.is_some();
-            let view = View { schedule, sources, prunes, times, run, next, now, history, tried };
+            let asked = |head: &&Head| sources.iter().all(|name| head.source(name).is_some());
+            let all: Vec<&Head> = history.catalog.heads().filter(asked).collect();
+            let heads = all.iter().rev().copied().filter(|head| counts(head.started, run, next, now)).collect();
+            let view = View { schedule, sources, prunes, times, run, next, now, history, own, all, heads };
             state = view.state();
             plan.due.extend(view.due(state));
         }
@@ -172,17 +193,21 @@ struct View<'a> {
     next: Option<Timestamp>,
     now: Timestamp,
     history: &'a History,
-    tried: &'a [Tried],
+    own: &'a Own,
+    /// The backups that were asked for all sources of the schedule, the newest first.
+    all: Vec<&'a Head>,
+    /// Those that count for the run, the oldest first.
+    heads: Vec<&'a Head>,
 }
 
 impl<'a> View<'a> {
     fn state(&self) -> State {
-        if self.heads().any(|head| self.is_whole(head)) {
+        if self.heads.iter().copied().any(|head| self.is_whole(head)) {
             return State::Done;
         }
         let (tries, last) = self.tries();
         match again(tries, last) {
-            Again::Now => State::Due,
+            Again::Now => self.left_until().filter(|until| *until > self.now).map_or(State::Due, State::Left),
             Again::At(at) if at <= self.now => State::Due,
             Again::At(at) => State::Retry(at),
             Again::Never => State::GivenUp,
@@ -197,26 +222,13 @@ impl<'a> View<'a> {
         task.map(|task| Due { schedule: self.schedule.name.clone(), run: self.run, task })
     }
 
-    /// Does this count for the run? Not what began in the future, unless in the run's own time.
     fn counts(&self, began: Timestamp) -> bool {
-        began >= self.run && (began <= self.now || self.next.is_none_or(|next| began < next))
+        counts(began, self.run, self.next, self.now)
     }
 
     /// Was it asked for all sources of the schedule?
     fn asked(&self, sources: &[String]) -> bool {
         self.sources.iter().all(|name| sources.iter().any(|asked| asked == name))
-    }
-
-    /// The backups of all sources of the schedule, the newest first.
-    fn all_heads(&self) -> impl DoubleEndedIterator<Item = &'a Head> {
-        let asked = |head: &&Head| self.sources.iter().all(|name| head.source(name).is_some());
-        let heads: Vec<&Head> = self.history.catalog.heads().filter(asked).collect();
-        heads.into_iter()
-    }
-
-    /// The backups that count for the run, the oldest first.
-    fn heads(&self) -> impl Iterator<Item = &'a Head> {
-        self.all_heads().filter(|head| self.counts(head.started)).rev()
     }
 
     fn attempts(&self) -> impl Iterator<Item = &'a Attempt> {
@@ -229,7 +241,7 @@ impl<'a> View<'a> {
 
     /// How often the run was tried, and when the last try ended.
     fn tries(&self) -> (usize, Timestamp) {
-        let heads = self.heads().map(|head| head.finished);
+        let heads = self.heads.iter().copied().map(|head| head.finished);
         let attempts = self.attempts().filter(|one| self.counts(one.started)).map(|one| one.finished);
         let recorded: Vec<Timestamp> = heads.chain(attempts).collect();
         let own = self.tried(&TaskKey::Backup(self.schedule.name.clone(), self.run));
@@ -239,7 +251,7 @@ impl<'a> View<'a> {
     }
 
     fn tried(&self, key: &TaskKey) -> Vec<Timestamp> {
-        self.tried.iter().filter(|tried| tried.key == *key).map(|tried| tried.ended).collect()
+        self.own.tried.iter().filter(|tried| tried.key == *key).map(|tried| tried.ended).collect()
     }
 
     fn backup(&self) -> Task {
@@ -251,23 +263,48 @@ impl<'a> View<'a> {
 
     /// The runs between the last one that was tried and this one. With no backup at all there is no telling since when.
     fn missed(&self) -> Vec<Timestamp> {
-        let began = self.all_heads().map(|head| head.started).chain(self.attempts().map(|one| one.started));
+        let began = self.all.iter().copied().map(|head| head.started).chain(self.attempts().map(|one| one.started));
         match began.filter(|began| *began <= self.now).max() {
             Some(last) => self.times.after(last).take_while(|run| *run < self.run).take(MOST_MISSED).collect(),
             None => Vec::new(),
         }
     }
 
+    /// Until when the run is left to another process: to whoever made, or began first, the backup of the run before while this one was
+    /// there to make it. Two that serve one repository, or one beside a CronJob, so find each other out in the first night, and the one
+    /// takes over when the other does nothing any more. Twice as long as the other's backup took, if that is not half of the way to
+    /// the next run.
+    fn left_until(&self) -> Option<Timestamp> {
+        let before = self.times.last(self.run.checked_sub(SECOND).ok()?)?;
+        self.own.since.filter(|since| *since <= before)?;
+        let heads = || self.all.iter().copied().filter(|head| (before..self.run).contains(&head.started));
+        let first = heads().min_by_key(|head| (head.started, &head.backup)).filter(|head| !self.is_own(head))?;
+        let took = Duration::try_from(first.finished.duration_since(first.started)).unwrap_or_default();
+        let half = self.next.and_then(|next| Duration::try_from(next.duration_since(self.run)).ok()).map(|all| all / 2);
+        self.run.checked_add((2 * took + LEFT_AT_LEAST).min(half.unwrap_or(LEFT_AT_LEAST))).ok()
+    }
+
+    fn is_own(&self, head: &Head) -> bool {
+        self.own.made.contains(&head.backup)
+    }
+
+    /// Is what follows this backup left to another process, which made it while this one was there?
+    fn is_left(&self, head: &Head) -> bool {
+        let is_anothers = !self.is_own(head) && self.own.since.is_some_and(|since| since < head.started);
+        let left_until = head.finished.checked_add(VERIFICATION_LEFT);
+        is_anothers && left_until.is_ok_and(|until| self.now < until)
+    }
+
     /// The backup that is to be proved: the first whole one of the run, else its first, else the newest of all.
     fn subject(&self) -> Option<&'a Head> {
         let is_there = |head: &&Head| head.sources.iter().any(|source| source.state.is_there());
-        let whole = self.heads().find(|head| self.is_whole(head));
-        whole.or_else(|| self.heads().find(is_there)).or_else(|| self.all_heads().find(is_there))
+        let whole = self.heads.iter().copied().find(|head| self.is_whole(head));
+        whole.or_else(|| self.heads.iter().copied().find(is_there)).or_else(|| self.all.iter().copied().find(is_there))
     }
 
     fn verification(&self) -> Option<Task> {
         let (level, head) = (self.schedule.verify?, self.subject()?);
-        if self.is_examined(head, level) {
+        if self.is_examined(head, level) || self.is_left(head) {
             return None;
         }
         let key = TaskKey::Verify(head.backup.clone(), level);
@@ -278,15 +315,15 @@ impl<'a> View<'a> {
     fn is_examined(&self, head: &Head, level: Level) -> bool {
         let key = TaskKey::Verify(head.backup.clone(), level);
         self.history.verdicts.evidence(&head.backup).iter().any(|evidence| evidence.level >= level)
-            || self.tried.iter().any(|tried| tried.key == key && tried.outcome == Outcome::Done)
+            || self.own.tried.iter().any(|tried| tried.key == key && tried.outcome == Outcome::Done)
     }
 
     fn pruning(&self) -> Option<Task> {
         let key = TaskKey::Prune(self.schedule.name.clone(), self.run);
-        let head = self.subject().filter(|head| self.counts(head.started))?;
+        let head = self.subject().filter(|head| self.counts(head.started) && !self.is_left(head))?;
         let is_proved = self.schedule.verify.is_none_or(|level| self.is_examined(head, level));
         let is_bad = self.history.verdicts.word(head) == "failed";
-        let is_done = self.tried.iter().any(|tried| tried.key == key && tried.outcome == Outcome::Done);
+        let is_done = self.own.tried.iter().any(|tried| tried.key == key && tried.outcome == Outcome::Done);
         (self.prunes && is_proved && !is_bad && !is_done && self.may_try(&key)).then_some(Task::Prune)
     }
 
@@ -299,6 +336,11 @@ impl<'a> View<'a> {
             Again::Never => false,
         }
     }
+}
+
+/// Does what began then count for a run? Not what began in the future, unless in the run's own time.
+fn counts(began: Timestamp, run: Timestamp, next: Option<Timestamp>, now: Timestamp) -> bool {
+    began >= run && (began <= now || next.is_none_or(|next| began < next))
 }
 
 /// When something is tried the next time.

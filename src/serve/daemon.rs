@@ -24,8 +24,8 @@ use crate::{
     operation::Error,
     pipeline::Progress,
     report,
-    repository::{History, RepositoryId},
-    schedule::{self, Due, Outcome, Plan, RETRY_AFTER, Task, TaskKey, Tried},
+    repository::{BackupId, History, RepositoryId},
+    schedule::{self, Due, Outcome, Own, Plan, RETRY_AFTER, Task, TaskKey, Tried},
 };
 
 /// Adding up the sizes of all objects is a listing of everything: not more often than this, but after what changes it.
@@ -45,8 +45,14 @@ pub struct Read {
 pub trait Runner: Send + Sync + 'static {
     /// Looks at the repository.
     async fn read(&self) -> Result<Read, Error>;
-    /// Does what is due; told to stop by `cancel`, it ends in good order, with [`Error::Interrupted`] where it was not done.
-    async fn perform(&self, due: &Due, cancel: &CancellationToken, progress: &Arc<Progress>) -> Result<(), Error>;
+    /// Does what is due, and gives the backup that was made; told to stop by `cancel`, it ends in good order, with [`Error::Interrupted`]
+    /// where it was not done.
+    async fn perform(
+        &self,
+        due: &Due,
+        cancel: &CancellationToken,
+        progress: &Arc<Progress>,
+    ) -> Result<Option<BackupId>, Error>;
     /// Tells whoever is to be told of what a look showed.
     async fn alert(&self, read: &Read);
     /// Bytes of all objects of the repository.
@@ -64,7 +70,7 @@ enum Kind {
 /// What a task gave.
 enum Ended {
     Looked(Result<Read, Error>),
-    Ran(Result<(), Error>),
+    Ran(Result<Option<BackupId>, Error>),
     Alerted,
     Measured(Result<u64, Error>),
 }
@@ -91,7 +97,7 @@ pub(super) struct Daemon {
     /// Something ended while a look was under way, which may not have seen it.
     look_again: bool,
     waiting: Option<Waiting>,
-    tried: Vec<Tried>,
+    own: Own,
     /// What ended since the last look, whose time by the store's clock the next one tells.
     ended: Vec<(TaskKey, Outcome)>,
     measured: Option<Instant>,
@@ -119,7 +125,7 @@ impl Daemon {
             ticked: Instant::now(),
             look_again: false,
             waiting: None,
-            tried: Vec::new(),
+            own: Own::default(),
             ended: Vec::new(),
             measured: None,
             intervals: Intervals::default(),
@@ -162,7 +168,9 @@ impl Daemon {
     fn tick(&mut self) {
         self.ticked = Instant::now();
         self.shared.ticked();
-        self.look();
+        if !self.is_doing(|kind| matches!(kind, Kind::Look)) {
+            self.look();
+        }
     }
 
     /// When something is to be done though nothing has happened.
@@ -193,6 +201,7 @@ impl Daemon {
         self.kinds.values().any(kind)
     }
 
+    /// Looks now; where a look is under way, which may not see what is there now, once more after it.
     fn look(&mut self) {
         if self.is_doing(|kind| matches!(kind, Kind::Look)) {
             self.look_again = true;
@@ -246,10 +255,11 @@ impl Daemon {
         let (history, now) = (&read.history, read.history.now);
         if !is_old {
             let seen = self.ended.drain(..).map(|(key, outcome)| Tried { key, ended: now, outcome });
-            self.tried.extend(seen);
+            self.own.tried.extend(seen);
+            self.own.since.get_or_insert(now);
         }
         let plan = (!self.options.observe_only)
-            .then(|| schedule::plan(&self.config, &read.repository, history, now, &self.tried));
+            .then(|| schedule::plan(&self.config, &read.repository, history, now, &self.own));
         let facts = facts(&self.config, history, now, &mut self.intervals);
         let known = Known { at: Instant::now(), now, facts, plan: plan.clone() };
         self.shared.change(|observed| (observed.known, observed.problem) = (Some(known), None));
@@ -275,11 +285,13 @@ impl Daemon {
 
     /// What the next plans do not ask for any more.
     fn forget(&mut self, plan: &Plan, history: &History) {
-        self.tried.retain(|tried| match &tried.key {
+        let is_there = |backup: &BackupId| history.catalog.heads().any(|head| head.backup == *backup);
+        self.own.made.retain(|backup| is_there(backup));
+        self.own.tried.retain(|tried| match &tried.key {
             TaskKey::Backup(name, run) | TaskKey::Prune(name, run) => {
                 plan.schedules.iter().any(|schedule| schedule.name == *name && schedule.last == Some(*run))
             }
-            TaskKey::Verify(backup, _) => history.catalog.heads().any(|head| head.backup == *backup),
+            TaskKey::Verify(backup, _) => is_there(backup),
         });
     }
 
@@ -330,7 +342,12 @@ impl Daemon {
                 tracing::error!("{what} failed: {}", with_hint(&error));
                 Outcome::Failed
             }
-            Ok(_) => Outcome::Done,
+            Ok(ended) => {
+                if let Ended::Ran(Ok(made)) = ended {
+                    self.own.made.extend(made);
+                }
+                Outcome::Done
+            }
             Err(panic) => {
                 tracing::error!("{what} ended by a panic: {panic}");
                 Outcome::Failed

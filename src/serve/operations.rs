@@ -71,14 +71,23 @@ impl Runner for Operations {
         Ok(Read { repository: id, history })
     }
 
-    async fn perform(&self, due: &Due, cancel: &CancellationToken, progress: &Arc<Progress>) -> Result<(), Error> {
+    async fn perform(
+        &self,
+        due: &Due,
+        cancel: &CancellationToken,
+        progress: &Arc<Progress>,
+    ) -> Result<Option<BackupId>, Error> {
         let context = Context { cancel: cancel.clone(), progress: progress.clone(), ..self.context.clone() };
         match &due.task {
-            Task::Backup { sources, .. } => say_backup(&operation::backup(&context, sources).await?),
+            Task::Backup { sources, .. } => {
+                let made = operation::backup(&context, sources).await?;
+                say_backup(&made);
+                return Ok(Some(made.backup));
+            }
             Task::Verify { backup, level } => say_verified(&verify(&context, backup, *level).await?),
             Task::Prune => prune(&context).await?,
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn alert(&self, _read: &Read) {}

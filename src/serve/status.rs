@@ -51,6 +51,7 @@ fn scheduled(schedule: &Scheduled, known: &Known) -> String {
     let state = match schedule.state {
         State::Done => "done".to_owned(),
         State::Due => "due".to_owned(),
+        State::Left(until) => format!("left to another process until {}", ago(until)),
         State::Retry(at) => format!("failed, tried again at {}", ago(at)),
         State::GivenUp => "failed, and given up".to_owned(),
         State::Never => "none in nine years".to_owned(),

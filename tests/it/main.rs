@@ -27,6 +27,7 @@ mod recovery_point;
 mod redis;
 mod roundtrip;
 mod secrecy;
+mod serve;
 mod store;
 mod support;
 mod tls;
