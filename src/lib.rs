@@ -3,6 +3,7 @@
 //! Dependencies point downwards: [`cli`] → [`serve`] → [`operation`] → [`source`], [`repository`], [`pipeline`], [`scratch`] → [`store`]. A source and a
 //! repository never meet but in an operation, through the pipeline.
 
+pub mod alert;
 pub mod cli;
 pub mod config;
 pub mod crypt;

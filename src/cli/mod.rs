@@ -27,6 +27,7 @@ use self::{
     output::Output,
 };
 use crate::{
+    alert,
     config::{CONFIG_VARIABLE, Config},
     operation::{Context, Error, exit},
     pipeline::Progress,
@@ -104,6 +105,7 @@ async fn run(arguments: Arguments, output: &Output) -> u8 {
         progress: Arc::new(Progress::default()),
     };
     tokio::spawn(cancel_on_signal(context.cancel.clone()));
+    let (run, began) = (alerted(&command), tokio::time::Instant::now());
     let done = match command {
         // A restore cleans up after itself, so that it is not simply dropped.
         Command::Restore(arguments) => restore::run(&context, arguments, output).await,
@@ -118,9 +120,22 @@ async fn run(arguments: Arguments, output: &Output) -> u8 {
             () = context.cancel.cancelled() => Err(Error::Interrupted),
         },
     };
-    match done {
-        Ok(code) => code,
-        Err(error) => output.failed(&error),
+    let code = match &done {
+        Ok(code) => *code,
+        Err(error) => output.failed(error),
+    };
+    if let Some(run) = run {
+        alert::after(&context, run, began, done.as_ref().err()).await;
+    }
+    code
+}
+
+/// Is somebody who is not there to hear how it ended?
+fn alerted(command: &Command) -> Option<alert::Run> {
+    match command {
+        Command::Backup { .. } => Some(alert::Run::Backup),
+        Command::Verify { .. } => Some(alert::Run::Verify),
+        _ => None,
     }
 }
 

@@ -72,6 +72,19 @@ pub struct AlertsConfig {
     pub alertmanager: Option<NotifierConfig>,
 }
 
+impl AlertsConfig {
+    /// Who is told, by name.
+    pub fn receivers(&self) -> Vec<(&'static str, &NotifierConfig)> {
+        let named = [("webhook", &self.webhook), ("alertmanager", &self.alertmanager)];
+        named.into_iter().filter_map(|(name, config)| Some((name, config.as_ref()?))).collect()
+    }
+
+    /// The names of those who are told.
+    pub fn receiver_names(&self) -> Vec<&'static str> {
+        self.receivers().into_iter().map(|(name, _)| name).collect()
+    }
+}
+
 /// The daemon's HTTP server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerConfig {

@@ -122,16 +122,22 @@ pub(super) fn planned(path: &str) -> Option<&'static str> {
     PLANNED.iter().find(|(key, _)| *key == path).map(|(_, what)| *what)
 }
 
-/// The full path of the known key nearest to `name` in `table`: the very name in another table, else by spelling in the same.
+/// The full path of the known key nearest to `name` in `table`: one or several of it in the same table, the very name in another one, else
+/// by spelling in the same.
 pub(super) fn nearest(table: &str, name: &str) -> Option<String> {
-    let elsewhere =
-        KEYS.iter().chain(PLANNED.iter().map(|(key, _)| key)).find(|key| key.split('.').any(|part| part == name)).map(
-            |key| match key.split_once(&format!("{name}.")) {
+    let number = |child: &&str| child.strip_suffix('s') == Some(name) || name.strip_suffix('s') == Some(*child);
+    let several = || children(table).into_iter().find(number).map(|found| join(table, found));
+    let elsewhere = || {
+        let all = KEYS.iter().chain(PLANNED.iter().map(|(key, _)| key));
+        all.into_iter().find(|key| key.split('.').any(|part| part == name)).map(|key| {
+            match key.split_once(&format!("{name}.")) {
                 Some((before, _)) => format!("{before}{name}"),
                 None => (*key).to_owned(),
-            },
-        );
-    elsewhere.or_else(|| nearest_of(name, &children(table)).map(|found| join(table, found)))
+            }
+        })
+    };
+    let alike = || nearest_of(name, &children(table)).map(|found| join(table, found));
+    several().or_else(elsewhere).or_else(alike)
 }
 
 /// The candidate spelled most like `word`, where one is near enough to be meant.

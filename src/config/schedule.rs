@@ -103,7 +103,8 @@ fn read_one(section: &Section<'_>, sources: &[SourceName]) -> Option<ScheduleCon
         }
     };
     let patterns = super::file::read_patterns(section, "sources", "all sources");
-    for pattern in &patterns {
+    // Without any source there is nothing to choose from, which is said where one is needed.
+    for pattern in patterns.iter().filter(|pattern| !sources.is_empty() || pattern.is_literal()) {
         if !sources.iter().any(|name| pattern.matches(name.as_str())) {
             section.bad("sources", format!("`{}` is no source", shown(pattern.as_str())), None);
         }

@@ -11,11 +11,14 @@ use crate::{
     config::SourceConfig,
     pipeline::{CUT_POLICY, Pipeline, PipelineError, Written},
     repository::{
-        Artifact, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest,
+        Artifact, Attempt, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest,
         Repository, RepositoryError, ReusableParts, Sizes, Skew, SnapshotState, SourceIdentity, tool,
     },
     source::{Captured, Fixed, Source},
 };
+
+/// How long a run that failed may take to leave a record of it.
+const REMEMBER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What became of one source.
 #[derive(Debug, Serialize)]
@@ -89,46 +92,97 @@ struct Transferred {
 /// Where no source could be captured, or the commit failed. Where some could not, the backup is partial.
 pub async fn backup(context: &Context, names: &[String]) -> Result<BackupReport, Error> {
     let clock = std::time::Instant::now();
-    let Prepared { repository, epoch, id, started, outcomes } = tokio::select! {
-        prepared = prepare(context, names) => prepared?,
+    let begun = tokio::select! {
+        begun = begin(context, names) => begun?,
         () = context.cancel.cancelled() => return Err(Error::Interrupted),
     };
-    // From here on a signal waits: between the head and its second look nobody could say whether there is a backup (rule R1).
-    context.progress.set_phase("committing");
-    let grace = context.config.repository.grace;
-    let (head, sources) = commit(&repository, &epoch, grace, id, started, outcomes).await?;
-    Ok(BackupReport {
-        backup: head.backup,
-        state: head.state,
-        started: head.started,
-        finished: head.finished,
-        seconds: clock.elapsed().as_secs_f64(),
-        skew: head.skew,
-        sources,
-    })
+    match run(context, &begun).await {
+        Ok((head, sources)) => Ok(BackupReport {
+            backup: head.backup,
+            state: head.state,
+            started: head.started,
+            finished: head.finished,
+            seconds: clock.elapsed().as_secs_f64(),
+            skew: head.skew,
+            sources,
+        }),
+        Err(error) => {
+            begun.remember(&error).await;
+            Err(error)
+        }
+    }
 }
 
-/// A backup whose parts are all in the store.
-struct Prepared<'a> {
+/// A backup of which nothing is in the store yet, with an epoch to put it into.
+struct Begun<'a> {
+    configs: Vec<&'a SourceConfig>,
     repository: Repository,
+    catalog: Catalog,
     epoch: Arc<Epoch>,
     id: BackupId,
     started: Timestamp,
-    outcomes: Vec<(&'a SourceConfig, Result<Transferred, Error>)>,
 }
 
-/// Everything before the commit.
-async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<'a>, Error> {
+/// Everything before the sources: the repository is read first, since snapshots are held no longer than they are needed.
+async fn begin<'a>(context: &'a Context, names: &[String]) -> Result<Begun<'a>, Error> {
     let configs = context.config.sources_matching(names)?;
     let repository = context.repository().await?;
     let started = repository.store().now().await?;
     let catalog = Catalog::read(&repository).await?;
     let id = BackupId::new(started);
-
-    // The repository is read before the sources: snapshots are held no longer than they are needed.
     let epoch = epoch(&repository, started, context.config.repository.epoch_days).await?;
+    Ok(Begun { configs, repository, catalog, epoch, id, started })
+}
+
+impl Begun<'_> {
+    /// Leaves a record of a run that made no backup. The run's own error is what is reported, whatever becomes of this.
+    async fn remember(&self, error: &Error) {
+        let write = async {
+            let attempt = Attempt {
+                format: FORMAT_VERSION,
+                repository: self.repository.mark().repository.clone(),
+                backup: self.id.clone(),
+                epoch: self.epoch.id().clone(),
+                tool: tool(),
+                started: self.started,
+                finished: self.repository.store().now().await?,
+                sources: self.configs.iter().map(|config| config.name.to_string()).collect(),
+                error: error.kind().to_owned(),
+            };
+            self.repository.write_attempt(&self.epoch, &attempt).await
+        };
+        match tokio::time::timeout(REMEMBER_TIMEOUT, write).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("that backup {} failed could not be recorded: {error}", self.id),
+            Err(_) => tracing::warn!(
+                "that backup {} failed could not be recorded: the store did not answer within {} s",
+                self.id,
+                REMEMBER_TIMEOUT.as_secs()
+            ),
+        }
+    }
+}
+
+/// Everything after the epoch was opened.
+async fn run(context: &Context, begun: &Begun<'_>) -> Result<(Head, Vec<SourceOutcome>), Error> {
+    let outcomes = tokio::select! {
+        outcomes = gather(context, begun) => outcomes?,
+        () = context.cancel.cancelled() => return Err(Error::Interrupted),
+    };
+    // From here on a signal waits: between the head and its second look nobody could say whether there is a backup (rule R1).
+    context.progress.set_phase("committing");
+    let Begun { repository, epoch, id, started, .. } = begun;
+    commit(repository, epoch, context.config.repository.grace, id.clone(), *started, outcomes).await
+}
+
+/// What became of one source on its way into the store.
+type Outcome<'a> = (&'a SourceConfig, Result<Transferred, Error>);
+
+/// Everything before the commit: after it all parts are in the store.
+async fn gather<'a>(context: &'a Context, begun: &Begun<'a>) -> Result<Vec<Outcome<'a>>, Error> {
+    let Begun { configs, repository, catalog, epoch, id, started } = begun;
     let grace = context.config.repository.grace;
-    let reusable = ReusableParts::find(&repository, &epoch, &catalog, started, grace).await?;
+    let reusable = ReusableParts::find(repository, epoch, catalog, *started, grace).await?;
     tracing::debug!("backup {id} into epoch {}; {} reusable parts", epoch.id(), reusable.len());
     let pipeline = Pipeline::new(
         repository.store().clone(),
@@ -141,13 +195,13 @@ async fn prepare<'a>(context: &'a Context, names: &[String]) -> Result<Prepared<
         context.progress.clone(),
     );
     context.progress.set_phase("taking snapshots");
-    let order = cut_order(context, &configs);
-    let asked = configs.into_iter().map(|config| (config, context.source(config))).collect();
+    let order = cut_order(context, configs);
+    let asked = configs.iter().map(|config| (*config, context.source(config))).collect();
     let outcomes = capture(asked, &order, &pipeline).await;
     if outcomes.iter().all(|(_, outcome)| outcome.is_err()) {
         return Err(all_failed(outcomes.into_iter().filter_map(|(_, outcome)| outcome.err()).collect()));
     }
-    Ok(Prepared { repository, epoch, id, started, outcomes })
+    Ok(outcomes)
 }
 
 /// Places of these sources in the order of their cuts: the configured one, else by their kinds and then as the file has them.
@@ -163,11 +217,7 @@ type Asked<'a> = (&'a SourceConfig, Result<Arc<dyn Source>, Error>);
 /// Captures every source; `order` says when each begins. What refers to PostgreSQL is cut before it (DESIGN.md §5, *One recovery point*):
 /// each begins when all instants of the one before are fixed, or never will be. Their transfers run side by side from then on: a
 /// dump that nobody reads is ended by its server.
-async fn capture<'a>(
-    asked: Vec<Asked<'a>>,
-    order: &[usize],
-    pipeline: &Arc<Pipeline>,
-) -> Vec<(&'a SourceConfig, Result<Transferred, Error>)> {
+async fn capture<'a>(asked: Vec<Asked<'a>>, order: &[usize], pipeline: &Arc<Pipeline>) -> Vec<Outcome<'a>> {
     let (configs, mut sources): (Vec<_>, Vec<_>) =
         asked.into_iter().map(|(config, source)| (config, Some(source))).unzip();
     let mut outcomes: Vec<Option<Result<Transferred, Error>>> = configs.iter().map(|_| None).collect();
@@ -290,7 +340,7 @@ async fn commit(
     grace: Duration,
     id: BackupId,
     started: Timestamp,
-    outcomes: Vec<(&SourceConfig, Result<Transferred, Error>)>,
+    outcomes: Vec<Outcome<'_>>,
 ) -> Result<(Head, Vec<SourceOutcome>), Error> {
     let mut commit = Commit::new(repository, epoch, grace);
     let mut in_head = Vec::new();

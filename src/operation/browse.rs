@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Context, Error};
+use super::{Context, Error, alerts};
 use crate::repository::{
     Artifact, Catalog, CatalogEntry, Cut, Evidence, EvidenceDetail, Head, History, Locked, RepositoryError, Selector,
     Standing, Verdicts,
@@ -83,6 +83,7 @@ pub async fn list(context: &Context) -> Result<ListReport, Error> {
     {
         return Err(RepositoryError::from(locked.clone()).into());
     }
+    alerts::warn_of_undelivered(context, &repository, now).await;
     let backups = catalog
         .entries
         .into_iter()

@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt, time::Duration};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{Context, Error};
+use super::{Context, Error, alerts};
 use crate::{
     config::ConfigError,
     crypt::{Identities, Recipient, listed},
@@ -69,6 +69,7 @@ pub async fn doctor(context: &Context) -> DoctorReport {
         };
         sections.push(Section { subject: format!("source `{}`", config.name), findings });
     }
+    sections.push(Section { subject: "alerts".to_owned(), findings: alerts::findings(context).await });
     let all = sections.iter().flat_map(|section| &section.findings);
     let healthy = all.into_iter().all(|finding| finding.level != Level::Problem);
     DoctorReport { healthy, sections }

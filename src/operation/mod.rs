@@ -1,5 +1,6 @@
 //! What a command does, as a plan and its execution. Knows sources, repository and pipeline; knows nothing of terminals.
 
+mod alerts;
 mod backup;
 mod browse;
 mod context;

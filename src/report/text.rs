@@ -8,6 +8,7 @@ use jiff::Timestamp;
 pub fn count(n: u64, what: &str) -> String {
     let plural = match what {
         "entry" => "entries",
+        "try" => "tries",
         _ if n == 1 => what,
         _ => return format!("{} {what}s", thousands(n)),
     };

@@ -94,6 +94,8 @@ impl Repository {
 pub struct History {
     /// The store's time when it was read.
     pub now: Timestamp,
+    /// When the repository was created.
+    pub created: Timestamp,
     /// Every backup.
     pub catalog: Catalog,
     /// What is known of their snapshots.
@@ -112,7 +114,7 @@ impl History {
         let catalog = Catalog::read(repository).await?;
         let verdicts = repository.verdicts(&catalog).await?;
         let attempts = repository.attempts().await?;
-        Ok(Self { now, catalog, verdicts, attempts })
+        Ok(Self { now, created: repository.mark().created, catalog, verdicts, attempts })
     }
 }
 
@@ -131,7 +133,7 @@ impl Records {
     /// What the store says.
     pub async fn list(repository: &Repository) -> Result<Self, RepositoryError> {
         let mut objects = Vec::new();
-        for folder in [layout::BACKUPS, layout::VERIFICATIONS, layout::ATTEMPTS] {
+        for folder in [layout::BACKUPS, layout::TOMBSTONES, layout::VERIFICATIONS, layout::ATTEMPTS] {
             repository.store().list(folder, &mut |info| objects.push(info)).await?;
         }
         let epochs = repository.store().list_dirs(layout::EPOCHS).await?;

@@ -272,10 +272,7 @@ async fn folders(repository: &Repository) -> Result<BTreeMap<BackupId, Folder>, 
 }
 
 /// A head that was listed, as an entry; none where it is not there any more.
-async fn read_head(
-    repository: &Repository,
-    id: BackupId,
-) -> Result<(BackupId, Option<CatalogEntry>), RepositoryError> {
+async fn read_head(repository: &Repository, id: BackupId) -> Result<(BackupId, Option<CatalogEntry>), RepositoryError> {
     let entry = match repository.head(&id).await {
         Ok((head, _)) => Some(CatalogEntry::Good(Box::new(head))),
         Err(RepositoryError::Trust(Trust::Missing { object })) if object == layout::head(&id) => None,

@@ -24,6 +24,11 @@ fn random_text(len: usize) -> String {
     (0..len).map(|_| TAIL_DIGITS[rand::random_range(0..TAIL_DIGITS.len())] as char).collect()
 }
 
+/// A random tail for the name of a record.
+pub(super) fn random_tail() -> String {
+    random_text(TAIL_LEN)
+}
+
 fn is_tail(text: &str) -> bool {
     text.len() == TAIL_LEN && text.bytes().all(|b| TAIL_DIGITS.contains(&b))
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{BackupId, EpochId, PartName, Protection};
+use super::{AlertKey, BackupId, EpochId, PartName, Protection};
 
 /// The version of the repository format that this program reads and writes (rule R10).
 pub const FORMAT_VERSION: u32 = 1;
@@ -19,6 +19,8 @@ pub(crate) const VERIFICATIONS: &str = "verifications/";
 pub(crate) const ATTEMPTS: &str = "attempts/";
 /// The folder of backups that expired.
 pub(crate) const TOMBSTONES: &str = "tombstones/";
+/// The folder of what was told of alerts, with a folder for each.
+pub(crate) const ALERTS: &str = "alerts/";
 const DETAIL_MARK: &str = ".detail.json.zst";
 /// What a head is called inside its backup's folder.
 const HEAD: &str = "head.json";
@@ -136,6 +138,35 @@ pub(crate) fn verified_backup(key: &str) -> Option<BackupId> {
     (!file.contains('/')).then(|| id.parse().ok()).flatten()
 }
 
+/// A change of an alert.
+pub(crate) fn alert_change(alert: &AlertKey, number: u64) -> String {
+    format!("{ALERTS}{}.{}/{number:08}.json", alert.alert, alert.subject)
+}
+
+/// A try at telling it.
+pub(crate) fn alert_try(alert: &AlertKey, number: u64, receiver: &str, at: Timestamp, tail: &str) -> String {
+    format!("{ALERTS}{}.{}/{number:08}.{receiver}.{}-{tail}.json", alert.alert, alert.subject, instant_word(at))
+}
+
+/// To the millisecond, as one segment without a dot: `20261123T013000512Z`.
+fn instant_word(at: Timestamp) -> String {
+    instant(at).replace('.', "")
+}
+
+/// Takes a key below [`ALERTS`] apart: the alert, the number of its change, and whether it is a try at telling it. `None` for what this
+/// version does not know.
+pub(crate) fn alert_object(key: &str) -> Option<(AlertKey, u64, bool)> {
+    let (folder, file) = key.strip_prefix(ALERTS)?.split_once('/')?;
+    let name = file.strip_suffix(".json")?;
+    let (number, rest) = name.split_once('.').map_or((name, None), |(number, rest)| (number, Some(rest)));
+    let is_try = match rest.map(|rest| rest.split_once('.')) {
+        None => false,
+        Some(Some((receiver, time))) if !receiver.is_empty() && !time.contains('.') => true,
+        Some(_) => return None,
+    };
+    Some((folder.parse().ok()?, number.parse().ok()?, is_try))
+}
+
 /// What a key below [`BACKUPS`] is.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum BackupObject<'a> {
@@ -190,5 +221,17 @@ mod tests {
         }
         assert_eq!(tombstone_of("tombstones/20261123T010000Z-k3f9qa.x.json"), None);
         assert_eq!(attempt_of(&attempt(&id)), Some(id));
+        let alert: AlertKey = "backup-failed.database".parse().unwrap();
+        let key = alert_change(&alert, 12);
+        assert_eq!(key, "alerts/backup-failed.database/00000012.json");
+        assert_eq!(alert_object(&key), Some((alert.clone(), 12, false)));
+        let key = alert_try(&alert, 12, "webhook", at, "k3f9qa");
+        assert_eq!(key, "alerts/backup-failed.database/00000012.webhook.20261123T013000512Z-k3f9qa.json");
+        assert_eq!(alert_object(&key), Some((alert, 12, true)));
+        for other in
+            ["alerts/x.database/1.json", "alerts/late.database/x.json", "alerts/late/1.json", "alerts/late.a/1.b.json"]
+        {
+            assert_eq!(alert_object(other), None, "{other}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! up, or talk to a source. Three places delete: `commit` the head of a backup whose second look failed (R1), `tombstone` the head of a
 //! backup that expires, `sweep` what nothing needs any more (R8, R9).
 
+mod alert;
 mod attempt;
 mod belief;
 mod catalog;
@@ -13,6 +14,7 @@ mod error;
 mod evidence;
 mod head;
 mod id;
+mod journal;
 mod keyring;
 mod keys;
 mod layout;
@@ -27,6 +29,7 @@ pub mod sweep;
 mod tombstone;
 
 pub use self::{
+    alert::{AlertChange, AlertKey, AlertKind, AlertRecord, AlertState, AlertTry, AlertWriter, Said, Severity},
     attempt::{Attempt, History, Records},
     catalog::{Catalog, CatalogEntry, Selector},
     commit::Commit,
@@ -38,6 +41,7 @@ pub use self::{
     },
     head::{Anchors, BackupState, Head, HeadSource, ManifestDigest, Sizes, Skew, SnapshotState},
     id::{BackupId, EpochId, RepositoryId, RunTail},
+    journal::{AlertJournal, Undelivered},
     keyring::Keyring,
     keys::Keys,
     layout::FORMAT_VERSION,

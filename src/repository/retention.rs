@@ -155,9 +155,8 @@ pub fn plan(history: &History, config: &RetentionConfig, now: Timestamp) -> Rete
         history.catalog.entries.iter().zip(&keeps).map(|(entry, keeps)| planned(entry, keeps, history, &rules));
     let fates: Vec<Option<PlannedBackup>> = planned.collect();
     let too_many = sources.iter().filter_map(|(name, snapshots)| {
-        let expires = |snapshot: &&Snapshot| {
-            fates[snapshot.backup].as_ref().is_some_and(|backup| backup.fate == Fate::Expires)
-        };
+        let expires =
+            |snapshot: &&Snapshot| fates[snapshot.backup].as_ref().is_some_and(|backup| backup.fate == Fate::Expires);
         let (expire, of) = (snapshots.iter().filter(expires).count() as u64, snapshots.len() as u64);
         let percent = config.expire_at_most_percent;
         let too_many = expire * 100 > of * u64::from(percent);
@@ -202,8 +201,7 @@ fn keep(snapshots: &[Snapshot], config: &RetentionConfig, now: Timestamp) -> Vec
     let (future, present): (Vec<&Snapshot>, Vec<&Snapshot>) =
         snapshots.iter().partition(|snapshot| snapshot.started > now);
     future.iter().for_each(|snapshot| add(Rule::Future, Some(snapshot)));
-    let good: Vec<&Snapshot> =
-        present.iter().filter(|snapshot| snapshot.worth >= Worth::Complete).copied().collect();
+    let good: Vec<&Snapshot> = present.iter().filter(|snapshot| snapshot.worth >= Worth::Complete).copied().collect();
     // What is newer than the clock is kept anyway, and stands in for nothing.
     let verified = |list: &[&Snapshot]| list.iter().position(|snapshot| snapshot.worth == Worth::Verified);
     add(Rule::LastVerified, verified(&present).map(|place| present[place]));
@@ -261,9 +259,7 @@ fn planned(entry: &CatalogEntry, keeps: &Keeps, history: &History, rules: &str) 
     };
     let there = head.sources.iter().filter(|source| source.state.is_there()).count();
     let (fate, reasons) = match keeps.is_empty() {
-        false => {
-            (Fate::Kept, keeps.iter().map(|(rule, sources)| rule.told(sources, sources.len() == there)).collect())
-        }
+        false => (Fate::Kept, keeps.iter().map(|(rule, sources)| rule.told(sources, sources.len() == there)).collect()),
         true => (Fate::Expires, vec![format!("none of {rules} keeps it")]),
     };
     Some(PlannedBackup {

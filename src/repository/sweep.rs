@@ -168,10 +168,9 @@ impl Tally {
 
     /// Several as one.
     pub fn sum(tallies: impl IntoIterator<Item = Self>) -> Self {
-        tallies.into_iter().fold(Self::default(), |sum, one| Self {
-            objects: sum.objects + one.objects,
-            bytes: sum.bytes + one.bytes,
-        })
+        tallies
+            .into_iter()
+            .fold(Self::default(), |sum, one| Self { objects: sum.objects + one.objects, bytes: sum.bytes + one.bytes })
     }
 }
 
@@ -213,15 +212,21 @@ impl Brake {
         match self {
             Self::NoHeads => "check `repository.url`; after the first backup there is something to go by".into(),
             Self::Unreadable { hint: Some(hint), .. } => hint.clone(),
-            Self::Unreadable { hint: None, .. } => "`altlas-backup list` and `doctor` tell more; bring the object back from \
+            Self::Unreadable { hint: None, .. } => {
+                "`altlas-backup list` and `doctor` tell more; bring the object back from \
                 a copy of the store, or remove the folder of that backup by hand if it is given up"
-                .into(),
-            Self::Unexplained { .. } => "runs that were killed leave such parts; if that explains them: `altlas-backup prune \
+                    .into()
+            }
+            Self::Unexplained { .. } => {
+                "runs that were killed leave such parts; if that explains them: `altlas-backup prune \
                 --sweep-at-most 100`, once"
-                .into(),
-            Self::TooMany(_) => "if the rules are as they are meant (`altlas-backup prune --dry-run` shows what they keep): \
+                    .into()
+            }
+            Self::TooMany(_) => {
+                "if the rules are as they are meant (`altlas-backup prune --dry-run` shows what they keep): \
                 `altlas-backup prune --expire-at-most 100`, once"
-                .into(),
+                    .into()
+            }
         }
     }
 }

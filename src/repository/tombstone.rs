@@ -148,7 +148,13 @@ impl Repository {
 
     /// Writes a tombstone under a key that was never used; or finds one that was written just now, by a run that crashed before it
     /// deleted the head or by one that is at it. Gives its key.
-    async fn bury(&self, id: &BackupId, epoch: &Epoch, head: &Bytes, bound: Duration) -> Result<String, RepositoryError> {
+    async fn bury(
+        &self,
+        id: &BackupId,
+        epoch: &Epoch,
+        head: &Bytes,
+        bound: Duration,
+    ) -> Result<String, RepositoryError> {
         let encode = |what: String| RepositoryError::Encode { object: layout::tombstone(id, 1), what };
         let text = String::from_utf8(head.to_vec()).map_err(|error| encode(error.to_string()))?;
         let raw = RawValue::from_string(text).map_err(|error| encode(error.to_string()))?;

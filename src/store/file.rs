@@ -104,11 +104,7 @@ impl FileBackend {
             let mut found = Vec::new();
             folder.walk(&folder.root, &mut |entry| {
                 if let Entry::Temporary(path, metadata) = entry {
-                    found.push(StaleTemporary {
-                        path,
-                        size: metadata.len(),
-                        last_modified: modified(&metadata)?,
-                    });
+                    found.push(StaleTemporary { path, size: metadata.len(), last_modified: modified(&metadata)? });
                 }
                 Ok(true)
             })?;

@@ -9,6 +9,7 @@
     reason = "a test that cannot go on has failed, and the panic says where"
 )]
 
+mod alerts;
 mod by_hand;
 mod damage;
 mod encryption;

@@ -101,6 +101,36 @@ fn nats_secrets_and_streams() {
 }
 
 #[test]
+fn schedules_retention_and_throwaway_servers() {
+    let config = parse(&format!(
+        "{FILE}{SOURCE}[[schedule]]\nname = \"nightly\"\ncron = \"0 1 * * *\"\ntimezone = \"Europe/Istanbul\"\njitter = \"10m\"\n\
+         [[schedule]]\nname = \"hourly\"\ncron = \"@hourly\"\nverify = \"none\"\nprune = false\n\
+         [retention]\nlast = 3\ndaily = 7\n[alerts]\ndeployment = \"alt-las\"\n[alerts.alertmanager]\nurl = \"http://am:9093\"\n\
+         [scratch]\nmode = \"given\"\nnats_url = \"nats://u@127.0.0.1:4333\"\ntimeout = \"90s\"\n[server]\nlisten = \"[::]:9187\"\n"
+    ))
+    .unwrap();
+    let [nightly, hourly] = &config.schedules[..] else { panic!() };
+    assert_eq!((nightly.cron.as_str(), nightly.timezone.iana_name()), ("0 1 * * *", Some("Europe/Istanbul")));
+    assert_eq!((nightly.verify, nightly.prune), (Some(crate::repository::Level::Restore), true));
+    assert_eq!((hourly.verify, hourly.prune, hourly.jitter), (None, false, Duration::ZERO));
+    assert_eq!(nightly.jitter, Duration::from_secs(600));
+    assert_eq!(nightly.chooses(config.sources.iter().map(|source| &source.name)).len(), 1);
+    let retention = config.retention.unwrap();
+    assert_eq!((retention.last, retention.daily, retention.weekly, retention.monthly), (3, 7, 0, 0));
+    assert_eq!(retention.expire_at_most_percent, 50);
+    assert!(config.alerts.webhook.is_none() && config.alerts.alertmanager.is_some());
+    assert_eq!(config.server.listen.port(), 9187);
+    let ScratchMode::Given(servers) = &config.scratch.mode else { panic!() };
+    assert!(servers.postgres.is_none() && servers.redis.is_none());
+    // The secret of a source is never sent to a server that is given for a proof.
+    assert!(matches!(servers.nats.as_ref().unwrap().secret, PasswordSource::Nothing));
+    let bare = parse(FILE).unwrap();
+    assert!(bare.schedules.is_empty() && bare.retention.is_none() && bare.alerts.webhook.is_none());
+    assert!(matches!(bare.scratch.mode, ScratchMode::Local));
+    assert_eq!(bare.server.listen.to_string(), "127.0.0.1:9187");
+}
+
+#[test]
 fn the_example_must_be_edited() {
     let error = parse(EXAMPLE).unwrap_err().to_string();
     assert!(error.contains("`repository.encryption.recipients`: [0] is not an age recipient"), "{error}");
@@ -109,7 +139,7 @@ fn the_example_must_be_edited() {
 /// The settings that the example has commented out are there as `#key = value`, its prose as `# text`.
 fn whole_example() -> String {
     let uncomment = |line: &str| match line.strip_prefix('#') {
-        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase()) => setting.to_owned(),
+        Some(setting) if setting.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => setting.to_owned(),
         _ => line.to_owned(),
     };
     example(&EXAMPLE.lines().map(uncomment).collect::<Vec<_>>().join("\n"))
@@ -134,8 +164,15 @@ fn the_example_is_valid_and_complete() {
     assert_eq!(config.sources_matching(&[]).unwrap().len(), 3);
     // A token stands in place of a user and a password.
     let token = "token_file = \"/run/secrets/nats/token\"\n";
-    assert!(whole_example().contains(token));
-    parse(&whole_example().replace(token, "")).unwrap();
+    // The address of a webhook is in one place.
+    let urls = ["url = \"https://chat.example/hooks/backups\"\n", "url = \"http://alertmanager:9093\"\n"];
+    // Throwaway servers are started here, or given.
+    let given = "mode = \"local\"";
+    for once in [token, urls[0], urls[1], given] {
+        assert!(whole_example().contains(once), "{once}");
+    }
+    let whole = whole_example().replace(token, "").replace(given, "mode = \"given\"");
+    parse(&urls.iter().fold(whole, |whole, url| whole.replace(url, ""))).unwrap();
     let mut found = Vec::new();
     keys_of(&whole_example().parse().unwrap(), "", &mut found);
     found.sort();
@@ -219,14 +256,60 @@ fn problems_are_named() {
             "`repository.s3.ca_file`: is a secret; here belongs the path",
             "file of its own",
         ),
+        (file("[[schedule]]\nname = \"x\"\n"), "`schedule[0].cron`: is missing", ""),
         (
-            file("[[schedule]]\nname = \"x\"\n"),
-            "`schedule`: this version cannot run backups on a schedule",
-            "remove it",
+            file("[[schedule]]\nname = \"x\"\ncron = \"0 1 * *\"\n"),
+            "`schedule[0].cron`: is no cron pattern",
+            "five fields",
         ),
-        (file("[retention]\n"), "`retention`: this version cannot", "remove it"),
-        (file("[alerts]\n"), "`alerts`: this version cannot", "remove it"),
-        (file("[server]\n"), "`server`: this version has no", "remove it"),
+        (
+            file("[[schedule]]\nname = \"x\"\ncron = \"0 0 1 * * *\"\n"),
+            "`schedule[0].cron`: is no cron pattern",
+            "five fields",
+        ),
+        (
+            file("[[schedule]]\nname = \"x\"\ncron = \"0 1 * * *\"\ntimezone = \"Europe/Istambul\"\n"),
+            "`schedule[0].timezone`: `Europe/Istambul` is no time zone",
+            "IANA",
+        ),
+        (
+            source("[[schedule]]\nname = \"x\"\ncron = \"0 1 * * *\"\nsources = [\"dbs\"]\n"),
+            "`schedule[0].sources`: `dbs` is no source",
+            "",
+        ),
+        (
+            file("[[schedule]]\nname = \"x\"\ncron = \"0 1 * * *\"\nverify = \"restored\"\n"),
+            "`schedule[0].verify`: a level is",
+            "did you mean \"restore\"?",
+        ),
+        (file("[retention]\n"), "`retention.last`: nothing would be kept", "last = 3"),
+        (file("[retention]\nlast = 0\ndaily = 0\n"), "`retention.last`: nothing would be kept", "last = 3"),
+        (file("[retention]\nlast = 1\nyearly = 2\n"), "`retention.yearly`", ""),
+        (file("[alerts]\nslack = \"x\"\n"), "`alerts.slack`: this version tells webhooks", "remove it"),
+        (file("[alerts.webhook]\n"), "`alerts.webhook.url`: is missing", ""),
+        (file("[alerts.webhook]\nurl = \"https://u:hunter2@chat.example/x\"\n"), "`alerts.webhook.url`", "`url_file`"),
+        (
+            file("[alerts.webhook]\nurl = \"https://chat.example/x\"\nurl_file = \"/x\"\n"),
+            "`alerts.webhook.url_file`: there is a url too",
+            "keep one",
+        ),
+        (file("[server]\nlisten = \"localhost\"\n"), "`server.listen`: is no address to listen on", "[::]:9187"),
+        (
+            file("[scratch]\nmode = \"givn\"\n"),
+            "`scratch.mode`: must be \"local\" or \"given\"",
+            "did you mean \"given\"?",
+        ),
+        (file("[scratch]\nmode = \"given\"\n"), "`scratch.mode`: no server is given", "`redis_url`"),
+        (
+            file("[scratch]\nredis_url = \"redis://x\"\n"),
+            "`scratch.redis_url`: is not used where servers are started here",
+            "mode = \"given\"",
+        ),
+        (
+            file("[scratch]\nmode = \"given\"\npostgres_url = \"postgres://u:hunter2@x/y\"\n"),
+            "`scratch.postgres_url`",
+            "`_password_file`",
+        ),
         (
             source("[backup]\ncut_order = [\"cach\", \"db\", \"db\"]\n"),
             "/etc/t.toml:8:13: `backup.cut_order`: names `cach`, which is no source; names `db` twice",

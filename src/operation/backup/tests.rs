@@ -168,6 +168,15 @@ impl Made {
     }
 }
 
+/// A backup whose parts are all in the store.
+struct Prepared<'a> {
+    repository: Repository,
+    epoch: Arc<Epoch>,
+    id: BackupId,
+    started: Timestamp,
+    outcomes: Vec<Outcome<'a>>,
+}
+
 #[tokio::test]
 async fn each_begins_when_the_one_before_is_fixed_and_all_transfer_at_once() {
     let made = Made::new().await;
@@ -233,7 +242,8 @@ async fn a_partial_snapshot_is_told_everywhere_and_can_be_restored_by_name() {
         "{notes}"
     );
     let opened = of(&by_name, &["a"]).await;
-    assert_eq!(opened.notes, [""; 0], "what nobody asked for is not missed");
+    let unproved = ["the snapshot of `a` is unverified: no restore of it has proved that it is whole"];
+    assert_eq!(opened.notes, unproved, "what nobody asked for is not missed");
 }
 
 /// Where nothing at all could be captured, the source has failed, also one that may be empty.

@@ -150,7 +150,7 @@ fn history(nights: &[Night], now: Timestamp) -> History {
     let catalog = Catalog { entries, unknown: None };
     let evidence = nights.iter().filter_map(|night| night.evidence(&repository)).collect();
     let verdicts = Verdicts::new(&catalog, evidence);
-    History { now, catalog, verdicts, attempts: Vec::new() }
+    History { now, catalog, verdicts, ..History::default() }
 }
 
 fn config(last: u32, daily: u32, weekly: u32, monthly: u32) -> RetentionConfig {
@@ -232,11 +232,7 @@ fn what_is_partial_or_bad_takes_no_place() {
         (vec![Complete, Complete, Complete, Partial, Partial, Partial], config(2, 0, 0, 0), vec![1, 2, 4, 5]),
         (vec![Complete, Complete, Complete, Bad, Bad, Bad], config(2, 0, 0, 0), vec![1, 2, 3, 4, 5]),
         // A week of failures does not push out the days before it.
-        (
-            vec![Complete, Complete, Complete, Partial, Partial, Partial, Partial],
-            config(0, 2, 0, 0),
-            vec![1, 2, 5, 6],
-        ),
+        (vec![Complete, Complete, Complete, Partial, Partial, Partial, Partial], config(0, 2, 0, 0), vec![1, 2, 5, 6]),
         // The newest verified one of a month, and the newest complete one, which is none of the month's.
         (vec![Complete, Verified, Complete, Complete], config(0, 0, 0, 1), vec![1, 3]),
         // No verification: the newest complete one; not even that: the newest.
@@ -279,11 +275,8 @@ fn what_cannot_be_read_is_kept_and_counts_for_nothing() {
     history.catalog.entries.insert(0, CatalogEntry::Damaged { id: damaged.parse().unwrap(), trust });
     let why = Locked::Newer { object: format!("backups/{locked}/head.json"), found: 9, known: 1 };
     history.catalog.entries.insert(0, CatalogEntry::Locked { id: locked.parse().unwrap(), locked: why });
-    let unfinished = CatalogEntry::Unfinished {
-        id: "20261130T010000Z-eeeeee".parse().unwrap(),
-        manifests: 1,
-        written: now,
-    };
+    let unfinished =
+        CatalogEntry::Unfinished { id: "20261130T010000Z-eeeeee".parse().unwrap(), manifests: 1, written: now };
     history.catalog.entries.insert(0, unfinished);
     let plan = plan(&history, &config(2, 0, 0, 0), now);
     let told: Vec<(&str, Fate, &str)> =
@@ -330,11 +323,8 @@ fn expected(nights: &[Night], config: &RetentionConfig, now: Timestamp) -> BTree
         nights.iter().filter(|night| night.started > now).map(|night| night.number).collect();
     for source in 0..NAMES.len() {
         let of = |night: &Night| night.outcomes.get(source).copied().filter(|outcome| outcome.is_there());
-        let present: Vec<(&Night, Outcome)> = nights
-            .iter()
-            .filter(|night| night.started <= now)
-            .filter_map(|night| Some((night, of(night)?)))
-            .collect();
+        let present: Vec<(&Night, Outcome)> =
+            nights.iter().filter(|night| night.started <= now).filter_map(|night| Some((night, of(night)?))).collect();
         let good: Vec<(&Night, Outcome)> = present.iter().filter(|(_, outcome)| outcome.is_good()).copied().collect();
         for list in [&good, &present] {
             for (night, outcome) in list {
@@ -348,16 +338,18 @@ fn expected(nights: &[Night], config: &RetentionConfig, now: Timestamp) -> BTree
                     let mine = period(night.day);
                     let later: BTreeSet<Date> =
                         list.iter().map(|(other, _)| period(other.day)).filter(|other| *other > mine).collect();
-                    let beaten = list.iter().filter(|(other, _)| period(other.day) == mine).any(|(other, its)| {
-                        (its.worth(), other.started) > (outcome.worth(), night.started)
-                    });
+                    let beaten = list
+                        .iter()
+                        .filter(|(other, _)| period(other.day) == mine)
+                        .any(|(other, its)| (its.worth(), other.started) > (outcome.worth(), night.started));
                     if later.len() < many as usize && !beaten {
                         kept.insert(night.number);
                     }
                 }
             }
         }
-        let last_verified = present.iter().filter(|(_, outcome)| *outcome == Verified).map(|(night, _)| night.started).max();
+        let last_verified =
+            present.iter().filter(|(_, outcome)| *outcome == Verified).map(|(night, _)| night.started).max();
         let newest = |of: &dyn Fn(Outcome) -> bool| {
             present.iter().filter(|(_, outcome)| of(*outcome)).max_by_key(|(night, _)| night.started)
         };

@@ -10,8 +10,8 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use super::{Ages, Brake, EpochState, Life, OldPart, PartMark, SeenAttempt, SeenBackup, SeenEpoch};
 use crate::{
     repository::{
-        BackupId, Catalog, CatalogEntry, Epoch, EpochId, Head, HeadSource, History, Manifest, Repository, RepositoryError, Trust,
-        catalog::Listed, error::must_exist, layout,
+        BackupId, Catalog, CatalogEntry, Epoch, EpochId, Head, HeadSource, History, Manifest, Repository,
+        RepositoryError, Trust, catalog::Listed, error::must_exist, layout,
     },
     store::ObjectInfo,
 };
@@ -70,7 +70,7 @@ impl Survey {
         let evidence = objects(repository, layout::VERIFICATIONS, layout::verified_backup).await?;
         survey.sort_backups(&catalog, listed, evidence);
         survey.read_names(repository, &catalog).await?;
-        Ok((History { now, catalog, verdicts, attempts }, survey))
+        Ok((History { now, created: repository.mark().created, catalog, verdicts, attempts }, survey))
     }
 
     /// Says of each backup how alive it is.
@@ -153,7 +153,9 @@ impl Survey {
         let what = error.to_string();
         match backup.life.protects() {
             true => self.unreadable.push(Brake::Unreadable { what, hint }),
-            false => self.notes.push(format!("backup {} expired, and it is not known which parts were its: {what}", backup.id)),
+            false => self
+                .notes
+                .push(format!("backup {} expired, and it is not known which parts were its: {what}", backup.id)),
         }
         Ok(())
     }
@@ -247,9 +249,9 @@ async fn epochs(repository: &Repository, ages: &Ages) -> Result<Vec<SeenEpoch>, 
             Err(RepositoryError::Trust(Trust::Missing { object })) if object == layout::epoch_record(&id) => {
                 EpochState::NoRecord
             }
-            Err(
-                error @ (RepositoryError::Trust(_) | RepositoryError::Locked(_) | RepositoryError::Newer { .. }),
-            ) => EpochState::Closed(error.to_string()),
+            Err(error @ (RepositoryError::Trust(_) | RepositoryError::Locked(_) | RepositoryError::Newer { .. })) => {
+                EpochState::Closed(error.to_string())
+            }
             Err(error) => return Err(error),
         };
         let mut epoch = SeenEpoch::new(id, state);

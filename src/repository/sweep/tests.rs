@@ -188,7 +188,8 @@ fn what_is_named_or_young_stays() {
     assert_eq!((plan.unused.objects, plan.explained.objects, plan.young.objects), (3, 1, 2));
     assert_eq!((plan.parts.objects, plan.parts.bytes, plan.backups), (9, 90, 2));
     // Of what is gone everything goes, its tombstone last.
-    let keys = |run: usize, kind: &str| world.records(run)[kind].iter().map(|info| info.key.clone()).collect::<Vec<_>>();
+    let keys =
+        |run: usize, kind: &str| world.records(run)[kind].iter().map(|info| info.key.clone()).collect::<Vec<_>>();
     assert_eq!(plan.work.then[0], [keys(5, "manifests"), keys(3, "manifests")].concat());
     assert_eq!(plan.work.then[1], [keys(5, "evidence"), keys(3, "evidence")].concat());
     assert_eq!(plan.work.then[2], keys(3, "tombstones"));

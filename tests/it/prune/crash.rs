@@ -12,8 +12,7 @@ use altlas_backup::{
     config::RetentionConfig,
     operation::Context,
     repository::{
-        Repository, RepositoryError,
-        retention,
+        Repository, RepositoryError, retention,
         sweep::{self, Survey},
     },
     store::{

@@ -26,10 +26,8 @@ fn it_expires_and_goes_after_the_grace_period(mode: Mode) {
     let mut bench = Bench::start(mode, 4);
     // The oldest is the only verified one: it stays whatever the rules say.
     bench.workspace.run(&["verify", &bench.backups[0]]).ok();
-    let (kept, expired) = (
-        [bench.backups[0].clone(), bench.backups[2].clone(), bench.backups[3].clone()],
-        [bench.backups[1].clone()],
-    );
+    let (kept, expired) =
+        ([bench.backups[0].clone(), bench.backups[2].clone(), bench.backups[3].clone()], [bench.backups[1].clone()]);
     // Without `[retention]` nothing expires.
     let before = bench.workspace.objects();
     let report = bench.workspace.run(&["--json", "prune"]).ok().json();

@@ -333,14 +333,8 @@ async fn epoch(repository: &Repository, now: Timestamp) -> Result<Arc<Epoch>, Re
 async fn prune(view: &Arc<View>, last: u32, journal: &Shared) -> Result<(), RepositoryError> {
     let repository = Repository::open(view.store(), Keyring::default()).await?;
     let (history, survey) = Survey::take(&repository, GRACE).await?;
-    let config = RetentionConfig {
-        last,
-        daily: 0,
-        weekly: 0,
-        monthly: 0,
-        timezone: TimeZone::UTC,
-        expire_at_most_percent: 100,
-    };
+    let config =
+        RetentionConfig { last, daily: 0, weekly: 0, monthly: 0, timezone: TimeZone::UTC, expire_at_most_percent: 100 };
     let retention = retention::plan(&history, &config, history.now);
     let sweep = sweep::plan(survey, 100);
     if !sweep.brakes.is_empty() {
@@ -548,7 +542,8 @@ fn beside_backups(source: &Redis, workspace: &Workspace) {
         while !stop.load(Ordering::SeqCst) && !backups.is_finished() {
             let report = pruner.prune(&PruneArguments { sweep_at_most: Some(100), ..PruneArguments::default() });
             let report = report.unwrap();
-            swept += report.sweep.unused.objects + report.sweep.expired.iter().filter(|backup| backup.goes).count() as u64;
+            swept +=
+                report.sweep.unused.objects + report.sweep.expired.iter().filter(|backup| backup.goes).count() as u64;
             expired += report.retention.unwrap().expired().count();
             std::thread::sleep(Duration::from_millis(100));
         }

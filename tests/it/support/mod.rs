@@ -15,6 +15,7 @@ pub mod orders;
 pub mod postgres;
 pub mod process;
 pub mod proxy;
+pub mod receiver;
 pub mod redis;
 pub mod s3;
 pub mod tools;
