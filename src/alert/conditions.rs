@@ -225,33 +225,51 @@ impl<'a> Of<'a> {
         all.flat_map(move |whole| whole.sources.iter().filter(on_it).map(|one| (whole.finished, whole.level, one)))
     }
 
+    /// What is known to be wrong with a snapshot: the deepest verification that failed and that no later proof overruled.
+    fn failure(&self, head: &'a Head, source: &'a HeadSource) -> Option<(Timestamp, Level, Reason)> {
+        let mut deepest = None;
+        for (at, level, one) in self.evidence(head, source) {
+            match (one.verdict, level) {
+                (Verdict::Verified, Level::Restore) => deepest = None,
+                (Verdict::Failed, _) if deepest.is_none_or(|(_, known, _)| level > known) => {
+                    deepest = Some((at, level, one.reason.unwrap_or(Reason::Damaged)));
+                }
+                _ => {}
+            }
+        }
+        deepest
+    }
+
+    /// How deep a snapshot was found good, with nothing known that is wrong with it.
+    fn found_good(&self, head: &'a Head, source: &'a HeadSource) -> Option<(Timestamp, Level)> {
+        let good = |(_, _, one): &(Timestamp, Level, &SourceEvidence)| {
+            matches!(one.verdict, Verdict::Sound | Verdict::Verified)
+        };
+        let seen = self.evidence(head, source).filter(good).map(|(at, level, _)| (at, level));
+        // Whoever made it looked twice that every object was there (rule R1).
+        let made = source.state.is_usable().then_some((head.finished, Level::Presence));
+        made.into_iter().chain(seen).max_by_key(|(_, level)| *level)
+    }
+
     /// Is anything bad that no newer snapshot has made good? A failure is made good by a newer snapshot that went through at least as deep.
     fn verification_failed(&self) -> Condition {
         let name = self.name;
-        // How deep newer snapshots were found good, and the newest of these.
-        let (mut depth, mut good) = (None::<Level>, None::<(Timestamp, &BackupId)>);
+        // The newest snapshot that was found good, and how deep newer ones than the one looked at were.
+        let (mut good, mut depth) = (None::<(Timestamp, &BackupId)>, None::<Level>);
         for entry in &self.history.catalog.entries {
             match entry {
                 CatalogEntry::Good(head) => {
                     let Some(source) = head.source(name).filter(|source| source.state.is_there()) else { continue };
-                    let standing = self.history.verdicts.of(&head.backup, name);
-                    if standing.is_verified() {
-                        good = good.or(standing.since.map(|since| (since, &head.backup)));
-                        break;
-                    }
-                    if standing.verdict == Some(Verdict::Failed) && standing.level > depth {
-                        let reason = standing.reason.unwrap_or(Reason::Damaged);
-                        let (since, level) = (standing.since.unwrap_or(head.finished), standing.level);
-                        return self.bad(&head.backup, since, reason.as_str(), &words_of_failure(level, reason));
-                    }
-                    if standing.verdict.is_none() {
-                        let sound = |(_, _, one): &(Timestamp, Level, &SourceEvidence)| one.verdict == Verdict::Sound;
-                        // Whoever made it looked twice that every object was there (rule R1).
-                        let made = source.state.is_usable().then_some((head.finished, Level::Presence));
-                        let seen = self.evidence(head, source).filter(sound).map(|(at, level, _)| (at, level));
-                        for (at, level) in made.into_iter().chain(seen) {
-                            good = good.or(Some((at, &head.backup)));
-                            depth = depth.max(Some(level));
+                    match self.failure(head, source) {
+                        Some((since, level, reason)) if Some(level) > depth => {
+                            let what = format!("its verification at level {level} found that {}", words_of(reason));
+                            return self.bad(&head.backup, since, reason.as_str(), &what);
+                        }
+                        Some(_) => {}
+                        None => {
+                            let found = self.found_good(head, source);
+                            good = good.or(found.map(|(at, _)| (at, &head.backup)));
+                            depth = depth.max(found.map(|(_, level)| level));
                         }
                     }
                 }
@@ -432,13 +450,6 @@ fn hint_of_bad(id: &BackupId, reason: &str) -> String {
         false => "then",
     };
     format!("`altlas-backup verify {id}` names what is wrong with it; {first} make a new backup and verify it")
-}
-
-fn words_of_failure(level: Option<Level>, reason: Reason) -> String {
-    match level {
-        Some(level) => format!("its verification at level {level} found that {}", words_of(reason)),
-        None => words_of(reason).to_owned(),
-    }
 }
 
 /// As a clause.

@@ -118,18 +118,19 @@ impl Round<'_> {
             }
         };
         let (own, unwritten) = self.write_down(&mut journal, writer.as_ref(), conditions).await?;
-        let mut left = Left::default();
+        let (mut left, mut now) = (Left::default(), HashSet::new());
         let told = join_all(self.queues(&journal, &own).into_iter().map(|queue| self.tell(queue))).await;
         for Told { name, changes } in told {
             let well = changes.iter().all(|(_, _, error)| error.is_none());
             left.receivers.insert(name, well);
             for (change, tries, error) in changes {
+                now.insert((name, change.key.clone(), change.number));
                 self.remember(&mut journal, writer.as_ref(), name, &change, tries, error.as_deref()).await;
             }
         }
         left.undelivered += self.tell_unwritten(unwritten, memory).await;
         if self.remind {
-            self.remind(&journal, &mut left).await;
+            self.remind(&journal, &now, &mut left).await;
         }
         let waiting = journal.undelivered(&self.config.alerts.receiver_names());
         left.undelivered += waiting.iter().filter(|one| !one.is_on_its_way(self.now)).count();
@@ -254,13 +255,14 @@ impl Round<'_> {
         left
     }
 
-    /// Tells receivers that forget what is firing still, of what they were told before.
-    async fn remind(&self, journal: &AlertJournal, left: &mut Left) {
+    /// Tells receivers that forget what is firing still, of what they were told before `now`.
+    async fn remind(&self, journal: &AlertJournal, now: &HashSet<(&str, AlertKey, u64)>, left: &mut Left) {
         for (name, config) in self.config.alerts.receivers() {
             if self.resting.contains(name) || left.receivers.get(name) == Some(&false) {
                 continue;
             }
-            let known = journal.all_firing().filter(|change| journal.is_told(change, name));
+            let is_old = |change: &&AlertChange| !now.contains(&(name, change.key.clone(), change.number));
+            let known = journal.all_firing().filter(is_old).filter(|change| journal.is_told(change, name));
             let messages: Vec<Message> = known.map(|change| self.message(change)).collect();
             let reminded = match Receiver::open(name, config) {
                 Ok(receiver) => receiver.remind(&messages).await,

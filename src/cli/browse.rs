@@ -1,11 +1,16 @@
 //! `list` and `show`.
 
+use std::time::Duration;
+
 use super::output::{Output, table};
 use crate::{
-    operation::{self, Context, Error, ListReport, ListedBackup, ShownBackup, exit},
+    operation::{self, Context, Error, ListReport, ListedBackup, ShownBackup, ShownEvidence, exit},
     report,
-    repository::{HeadSource, Selector, Skew},
+    repository::{HeadSource, Reason, Selector, Skew},
 };
+
+/// Of what a verification found, so much is shown; `--json` has all that is stored.
+const SHOWN_DIFFERENCES: usize = 10;
 
 pub(super) async fn list(context: &Context, output: &Output) -> Result<u8, Error> {
     let report = operation::list(context).await?;
@@ -98,7 +103,9 @@ fn show_text(shown: &ShownBackup) -> String {
     );
     text.extend(head.skew.as_ref().and_then(skew_text));
     for source in &head.sources {
-        text.push_str(&format!("\nsource `{}` ({}): {}", source.name, source.kind, source.state));
+        let known = shown.sources.iter().find(|known| known.name == source.name);
+        let verdict = known.map(|known| format!(", {}", known.verdict)).unwrap_or_default();
+        text.push_str(&format!("\nsource `{}` ({}): {}{verdict}", source.name, source.kind, source.state));
         text.extend(cut_text(source));
         text.push_str(&format!(
             "\n{}, {} raw, {} stored, {} uploaded by this backup\n",
@@ -134,7 +141,47 @@ fn show_text(shown: &ShownBackup) -> String {
             text.push_str(&format!("note: {}\n", report::printable(note)));
         }
     }
+    text.push_str(&verifications_text(shown));
     text
+}
+
+/// The verifications of a backup, and what those that were not green found.
+fn verifications_text(shown: &ShownBackup) -> String {
+    if shown.verifications.is_empty() {
+        return String::new();
+    }
+    let mut rows = vec![
+        ["verified", "level", "source", "verdict", "reason", "compared", "rows", "differences", "took"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut found = String::new();
+    for ShownEvidence { evidence, details } in &shown.verifications {
+        for source in &evidence.sources {
+            rows.push(vec![
+                report::time(evidence.finished),
+                evidence.level.to_string(),
+                source.name.clone(),
+                source.verdict.to_string(),
+                source.reason.map_or("", Reason::as_str).to_owned(),
+                source.objects.to_string(),
+                source.rows.to_string(),
+                source.differences.to_string(),
+                report::duration(Duration::from_secs_f64(source.seconds)),
+            ]);
+        }
+        for source in details.iter().flat_map(|details| &details.sources) {
+            let at = report::time(evidence.finished);
+            for one in source.differences.iter().take(SHOWN_DIFFERENCES) {
+                let line = report::printable(&format!("{}: {}", one.object, one.what));
+                found.push_str(&format!("{at} `{}` differs: {line}\n", source.name));
+            }
+            for what in source.inconclusive.iter().take(SHOWN_DIFFERENCES) {
+                found.push_str(&format!("{at} `{}` inconclusive: {}\n", source.name, report::printable(what)));
+            }
+        }
+    }
+    format!("\n{}{found}", table(&rows, &[5, 6, 7, 8]))
 }
 
 /// `, cut 2026-11-23T01:00:00.512Z ± 3 ms`; of several instants the first and the last.

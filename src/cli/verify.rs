@@ -9,7 +9,7 @@ use super::{
 use crate::{
     operation::{self, Context, Error, Incomplete, VerifiedSource, VerifyReport, exit},
     report,
-    repository::{Level, Selector, Verdict},
+    repository::{Level, Reason, Selector, Verdict},
 };
 
 /// Of what differs, so much is shown; `--json` and `show --json` have all of it.
@@ -126,17 +126,22 @@ fn proof(report: &VerifyReport, output: &Output) -> String {
         ]);
     }
     let mut text = table(&rows, &[3, 4, 5, 6, 7]);
-    report.sources.iter().for_each(|source| text.push_str(&findings(source, output)));
+    report.sources.iter().for_each(|source| text.push_str(&findings(report, source, output)));
     text
 }
 
-fn findings(source: &VerifiedSource, output: &Output) -> String {
+fn findings(report: &VerifyReport, source: &VerifiedSource, output: &Output) -> String {
     let mut text = String::new();
     let mut line = |paint, word: &str, what: &str| {
         text.push_str(&format!("{} `{}`: {}\n", output.paint(paint, word), source.name, report::printable(what)));
     };
-    for difference in source.differences.iter().take(SHOWN) {
-        line(Paint::Bad, "differs:", &format!("{}: {}", difference.object, difference.what));
+    // Damaged objects are told before, and by an error that names them.
+    let damaged = source.reason == Some(Reason::Damaged);
+    for difference in source.differences.iter().filter(|_| !damaged || report.problems.is_empty()).take(SHOWN) {
+        match damaged {
+            true => line(Paint::Bad, "damaged:", &difference.what),
+            false => line(Paint::Bad, "differs:", &format!("{}: {}", difference.object, difference.what)),
+        }
     }
     if source.differences.len() > SHOWN {
         line(Paint::Bad, "differs:", &format!("{} more", source.differences.len() - SHOWN));

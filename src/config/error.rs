@@ -230,6 +230,13 @@ impl ConfigError {
                     .to_owned(),
             ),
             Self::SecretFile { .. } => Some("the file holds the secret and nothing else".to_owned()),
+            Self::SecretVariable { variable, .. }
+                if [super::CATALOG_IDENTITY_VARIABLE, super::IDENTITY_VARIABLE].contains(&variable.as_str()) =>
+            {
+                Some(format!(
+                    "the variable holds what the file would, not its path; a path belongs into {variable}_FILE"
+                ))
+            }
             Self::SecretVariable { .. } => Some("the variable holds what the file would, not its path".to_owned()),
         }
     }

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -15,6 +15,8 @@ use crate::crypt::Identities;
 pub const CATALOG_IDENTITY_VARIABLE: &str = "ALTLAS_BACKUP_CATALOG_IDENTITY";
 /// Holds data identities where no file is configured.
 pub const IDENTITY_VARIABLE: &str = "ALTLAS_BACKUP_IDENTITY";
+/// What the name of a variable ends with that names a file in place of holding the secret.
+const FILE_SUFFIX: &str = "_FILE";
 
 /// A secret longer than this is a wrong file. Ours are passwords, keys and tokens; a session token has about 1 KiB.
 const MOST_BYTES: u64 = 64 * 1024;
@@ -75,21 +77,28 @@ pub struct HeldIdentities {
 }
 
 impl EncryptionConfig {
-    /// Reads the identities: from their files where these are configured, else from `ALTLAS_BACKUP_CATALOG_IDENTITY` and
-    /// `ALTLAS_BACKUP_IDENTITY`, which hold what the files would.
+    /// Reads the identities: from the files that are configured, else from those that `ALTLAS_BACKUP_CATALOG_IDENTITY_FILE` and
+    /// `ALTLAS_BACKUP_IDENTITY_FILE` name (where machines share a configuration and hold different identities), else from
+    /// `ALTLAS_BACKUP_CATALOG_IDENTITY` and `ALTLAS_BACKUP_IDENTITY`, which hold what the files would.
     ///
     /// # Errors
     /// A file that cannot be used, or that holds something else.
     pub fn identities(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<HeldIdentities, ConfigError> {
-        let read = |file: &Option<std::path::PathBuf>, name: &str, variable: &str| {
-            let key = format!("repository.encryption.{name}");
-            let text = match file {
-                Some(path) => Some(read_file(path, &key)?),
+        let read = |file: &Option<PathBuf>, name: &str, variable: &str| {
+            let naming = format!("{variable}{FILE_SUFFIX}");
+            let named = env(&naming).filter(|path| !path.is_empty());
+            let file = match (file, named) {
+                (Some(path), _) => Some((path.clone(), format!("repository.encryption.{name}"))),
+                (None, Some(path)) => Some((PathBuf::from(path), naming)),
+                (None, None) => None,
+            };
+            let text = match &file {
+                Some((path, key)) => Some(read_file(path, key)?),
                 None => read_variable(variable, env),
             };
             let Some(text) = text else { return Ok(Identities::default()) };
             Identities::parse(text.expose_secret()).map_err(|error| match file {
-                Some(path) => ConfigError::SecretFile { key, path: path.clone(), problem: error.to_string() },
+                Some((path, key)) => ConfigError::SecretFile { key, path, problem: error.to_string() },
                 None => ConfigError::SecretVariable { variable: variable.to_owned(), problem: error.to_string() },
             })
         };
@@ -110,7 +119,7 @@ impl S3Config {
     /// # Errors
     /// A file that cannot be used, a value that cannot stand in an HTTP header, no pair, or half of one.
     pub fn credentials(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<S3Credentials, ConfigError> {
-        let read = |file: &Option<std::path::PathBuf>, name: &str, variable: &str| {
+        let read = |file: &Option<PathBuf>, name: &str, variable: &str| {
             let key = format!("repository.s3.{name}");
             let value = match file {
                 Some(path) => Some(read_file(path, &key)?),

@@ -220,7 +220,7 @@ mod tests {
             assert_eq!(tombstone_of(&key), Some(id.clone()));
         }
         assert_eq!(tombstone_of("tombstones/20261123T010000Z-k3f9qa.x.json"), None);
-        assert_eq!(attempt_of(&attempt(&id)), Some(id));
+        assert_eq!(attempt_of(&attempt(&id)), Some(id.clone()));
         let alert: AlertKey = "backup-failed.database".parse().unwrap();
         let key = alert_change(&alert, 12);
         assert_eq!(key, "alerts/backup-failed.database/00000012.json");

@@ -3,13 +3,13 @@
 //! A manifest knows artifacts and parts, not what they mean: whatever a source needs to restore itself stands in the `detail`
 //! fields, which only that source reads.
 
-use std::io::Read;
+use std::{collections::HashSet, io::Read};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{BackupId, EpochId, PartRef, Protection, RepositoryId};
+use super::{BackupId, EpochId, HeadSource, PartRef, Protection, RepositoryId};
 use crate::crypt::hex;
 
 /// The longest manifest as JSON that is read, in bytes: about ten million parts.
@@ -176,6 +176,34 @@ impl Manifest {
         self.artifacts.iter().flat_map(|artifact| &artifact.parts)
     }
 
+    /// How this is not the manifest that a head of `source` was written for, as a fragment that follows its name: a head tells what its
+    /// manifest holds, and one of another backup tells something else, whatever names it bears.
+    pub(crate) fn misfit(&self, source: &HeadSource) -> Option<String> {
+        let parts: HashSet<&[u8; 32]> = self.parts().map(|part| &part.name.content).collect();
+        let rows = self.artifacts.iter().filter_map(|artifact| artifact.fingerprint);
+        let numbers = [
+            ("artifacts", self.artifacts.len() as u64, source.artifacts),
+            ("parts", parts.len() as u64, source.parts),
+            ("bytes", self.artifacts.iter().map(|artifact| artifact.raw).sum(), source.sizes.raw),
+            ("rows", rows.map(|fingerprint| fingerprint.rows).sum(), source.rows),
+            ("objects left out", self.uncovered.len() as u64, source.uncovered),
+            ("objects that failed", self.failed.len() as u64, source.failed),
+        ];
+        let shown = |at: Option<Timestamp>| at.map_or_else(|| "none".to_owned(), |at| at.to_string());
+        let instants =
+            [("cut at", Some(self.cut.at), source.cut_at), ("first cut at", self.cut.first, source.cut_first)];
+        if self.source.kind != source.kind {
+            return Some(format!("is of kind `{}`; its head says `{}`", self.source.kind, source.kind));
+        }
+        let instant = instants.into_iter().find(|(_, is, told)| is != told);
+        let number = numbers.into_iter().find(|(_, is, told)| is != told);
+        match (instant, number) {
+            (Some((what, is, told)), _) => Some(format!("was {what} {}; its head says {}", shown(is), shown(told))),
+            (None, Some((what, is, told))) => Some(format!("tells of {is} {what}; its head says {told}")),
+            (None, None) => None,
+        }
+    }
+
     /// JSON in one zstd frame with a checksum, protected as the epoch is.
     pub(crate) fn encode(&self, protection: &Protection) -> Result<Vec<u8>, String> {
         let json = serde_json::to_vec(self).map_err(|error| error.to_string())?;
@@ -226,6 +254,57 @@ mod tests {
         assert_eq!(several.anchor, json!([40, 0, 200]));
         let nested = Cut::of_all([several, Cut::between(at(30), at(30), Value::Null)]).unwrap();
         assert_eq!((nested.at, nested.first), (at(250), Some(at(10))));
+    }
+
+    #[test]
+    fn a_manifest_that_is_not_of_its_head_is_told() {
+        let source = SourceIdentity { name: "cache".into(), kind: "redis".into() };
+        let fingerprint = |rows| Some(Fingerprint { rows, bytes: 0, sum: 0 });
+        let artifact = |path: &str, raw, rows| {
+            let (path, detail, parts) = (path.to_owned(), Value::Null, Vec::new());
+            Artifact { path, format: Format::Text, raw, fingerprint: fingerprint(rows), detail, parts }
+        };
+        let cut = Cut { at: at(5), first: Some(at(2)), error_seconds: 0.1, anchor: Value::Null };
+        let manifest = Manifest {
+            format: 1,
+            repository: RepositoryId::random(),
+            backup: BackupId::new(at(0)),
+            epoch: EpochId::new(at(0)),
+            source: source.clone(),
+            tool: "test".into(),
+            cut,
+            uncovered: vec!["x".into()],
+            failed: Vec::new(),
+            notes: Vec::new(),
+            about: Vec::new(),
+            server: Vec::new(),
+            detail: Value::Null,
+            artifacts: vec![artifact("a", 7, 3), artifact("b", 5, 4)],
+        };
+        let mut head = HeadSource::failed(&source);
+        (head.cut_at, head.cut_first, head.uncovered) = (Some(at(5)), Some(at(2)), 1);
+        (head.artifacts, head.rows, head.sizes.raw) = (2, 7, 12);
+        assert_eq!(manifest.misfit(&head), None);
+        type Change = fn(&mut HeadSource);
+        let changes: &[(Change, &str)] = &[
+            (
+                |head| head.cut_at = Some(at(6)),
+                "was cut at 2027-01-15T08:00:00.005Z; its head says 2027-01-15T08:00:00.006Z",
+            ),
+            (|head| head.cut_first = None, "was first cut at 2027-01-15T08:00:00.002Z; its head says none"),
+            (|head| head.artifacts = 3, "tells of 2 artifacts; its head says 3"),
+            (|head| head.parts = 1, "tells of 0 parts; its head says 1"),
+            (|head| head.sizes.raw = 13, "tells of 12 bytes; its head says 13"),
+            (|head| head.rows = 8, "tells of 7 rows; its head says 8"),
+            (|head| head.uncovered = 0, "tells of 1 objects left out; its head says 0"),
+            (|head| head.failed = 1, "tells of 0 objects that failed; its head says 1"),
+            (|head| head.kind = "nats".into(), "is of kind `redis`; its head says `nats`"),
+        ];
+        for (change, words) in changes {
+            let mut head = head.clone();
+            change(&mut head);
+            assert_eq!(manifest.misfit(&head).as_deref(), Some(*words));
+        }
     }
 
     /// Names that stand in repositories.

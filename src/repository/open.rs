@@ -512,7 +512,10 @@ impl Repository {
             let what = format!("is the manifest of `{}` in backup {}", manifest.source.name, manifest.backup);
             return Err(Trust::damaged(&key, what).into());
         }
-        Ok(manifest)
+        match manifest.misfit(source) {
+            Some(what) => Err(Trust::damaged(&key, what).into()),
+            None => Ok(manifest),
+        }
     }
 
     pub(super) fn belongs(&self, key: &str, repository: &RepositoryId) -> Result<(), Trust> {

@@ -11,10 +11,12 @@
 
 mod alerts;
 mod by_hand;
+mod cluster;
 mod damage;
 mod encryption;
 mod failures;
 mod fixture;
+mod given;
 mod harness;
 mod kill;
 mod memory;

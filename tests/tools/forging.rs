@@ -90,6 +90,8 @@ impl Forging {
             .flat_map(|artifact| artifact["parts"].as_array().unwrap())
             .map(|part| (part["name"].as_str().unwrap(), part["stored"].as_u64().unwrap()))
             .collect();
+        let rows = artifacts.iter().map(|artifact| artifact["fingerprint"]["rows"].as_u64().unwrap_or(0));
+        of_source["rows"] = json!(rows.sum::<u64>());
         of_source["artifacts"] = json!(artifacts.len());
         of_source["parts"] = json!(parts.len());
         of_source["sizes"]["raw"] = json!(artifacts.iter().map(|one| one["raw"].as_u64().unwrap()).sum::<u64>());

@@ -203,6 +203,8 @@ fn a_bad_backup_stays_bad_until_a_newer_one_is_known_to_be_good() {
         (&[Verified(2, 1, Restore, Failed), Verified(26, 25, Restore, Proved)], ""),
         (&[Verified(2, 1, Content, Failed), Verified(26, 25, Content, Sound)], ""),
         (&[Verified(2, 1, Content, Failed), Verified(26, 25, Restore, Proved)], ""),
+        // That a shallow look finds it again takes nothing away from what a deep one found.
+        (&[Verified(2, 1, Restore, Failed), Verified(3, 1, Presence, Failed)], "verification-failed"),
         // Every part of a new backup was seen to be there when it was made.
         (&[Verified(2, 1, Presence, Failed)], ""),
         // An old one that turns out bad after a newer one was proved.

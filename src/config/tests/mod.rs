@@ -609,6 +609,65 @@ fn s3_credentials() {
     }
 }
 
+/// The configuration's lines, variables, and the catalogue's and the data's recipient that are held, or what the message and the hint hold.
+#[test]
+fn identities() {
+    use crate::crypt::Identity;
+    let dir = tempfile::tempdir().unwrap();
+    let origin = dir.path().join("c.toml");
+    let keys: Vec<Identity> = (0..4).map(|_| Identity::generate()).collect();
+    let public = |key: usize| keys[key].recipient().to_string();
+    let text = |key: usize| keys[key].to_file(jiff::Timestamp::UNIX_EPOCH).expose_secret().to_owned();
+    for (name, key) in [("one", 0), ("two", 1)] {
+        std::fs::write(dir.path().join(name), text(key)).unwrap();
+    }
+    std::fs::write(dir.path().join("empty"), "").unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let (one, two, empty, none) = (path("one"), path("two"), path("empty"), path("none"));
+    let (three, four) = (text(2), text(3));
+    let recipient = public(0);
+    let run = |lines: &str, variables: &[(&str, &str)]| {
+        let text = format!("{FILE}[repository.encryption]\nrecipients = [\"{recipient}\"]\n{lines}");
+        let config = Config::from_text(&text, &origin, None).unwrap();
+        let env = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+        config.repository.encryption.unwrap().identities(&env)
+    };
+    const CATALOG: &str = "ALTLAS_BACKUP_CATALOG_IDENTITY";
+    const CATALOG_FILE: &str = "ALTLAS_BACKUP_CATALOG_IDENTITY_FILE";
+    const DATA: &str = "ALTLAS_BACKUP_IDENTITY";
+    const DATA_FILE: &str = "ALTLAS_BACKUP_IDENTITY_FILE";
+    for (lines, variables, want) in [
+        ("", &[][..], [None, None]),
+        ("catalog_identity_file = \"one\"\nidentity_file = \"two\"\n", &[], [Some(0), Some(1)]),
+        ("", &[(CATALOG_FILE, &*one)], [Some(0), None]),
+        ("", &[(DATA_FILE, &two)], [None, Some(1)]),
+        ("", &[(CATALOG, &three), (DATA, &four)], [Some(2), Some(3)]),
+        ("", &[(CATALOG, &three), (CATALOG_FILE, &one), (DATA, &four), (DATA_FILE, &two)], [Some(0), Some(1)]),
+        ("", &[(CATALOG, &three), (CATALOG_FILE, "")], [Some(2), None]),
+        ("identity_file = \"one\"\n", &[(DATA_FILE, &two)], [None, Some(0)]),
+    ] {
+        let held = run(lines, variables).unwrap();
+        let public_of =
+            |held: &crate::crypt::Identities| held.recipients().map(ToString::to_string).collect::<Vec<_>>();
+        let want = want.map(|key| key.map(public).into_iter().collect::<Vec<_>>());
+        assert_eq!([public_of(&held.catalog), public_of(&held.data)], want, "{lines} {variables:?}");
+    }
+    for (lines, variables, message, hint) in [
+        ("", &[(DATA_FILE, &*none)][..], "/none named by `ALTLAS_BACKUP_IDENTITY_FILE`: No such file", ""),
+        ("", &[(CATALOG_FILE, &empty)], "/empty named by `ALTLAS_BACKUP_CATALOG_IDENTITY_FILE`: it is empty", ""),
+        (
+            "",
+            &[(CATALOG, &one)],
+            "variable ALTLAS_BACKUP_CATALOG_IDENTITY: ",
+            "into ALTLAS_BACKUP_CATALOG_IDENTITY_FILE",
+        ),
+    ] {
+        let error = run(lines, variables).unwrap_err();
+        let (shown, got) = (error.to_string(), error.hint().unwrap_or_default());
+        assert!(shown.contains(message) && got.contains(hint), "{shown}\n{got}\nlacks {message} / {hint}");
+    }
+}
+
 #[test]
 fn postgres_passwords() {
     let dir = tempfile::tempdir().unwrap();

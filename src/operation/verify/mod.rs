@@ -1,8 +1,8 @@
 //! `verify`: is a backup what it was when it was made? At `presence` by listing, at `content` by reading every part, at `restore` by
 //! restoring it into throwaway servers and comparing what they hold.
 //!
-//! What cannot be found out (a store that cannot be reached) is an error, never a verdict. A failed verification at any level, and every one
-//! at level `restore`, leaves evidence in the repository.
+//! What cannot be found out (a store that cannot be reached) is an error, never a verdict. Every verification leaves evidence in the
+//! repository; one at a lower level that cannot is said in the log.
 
 mod content;
 mod restore;
@@ -284,17 +284,26 @@ pub async fn verify(context: &Context, selector: &Selector, level: Level) -> Res
     let epoch = repository.epoch(&head.epoch).await?;
     let mut report = verify_head(context, &repository, head, &epoch, level).await?;
     report.seconds = clock.elapsed().as_secs_f64();
-    if level == Level::Restore || report.verdict == Verdict::Failed {
-        let finished = repository.store().now().await?;
-        let evidence = report.evidence(&repository, head, started, finished);
-        match repository.write_evidence(&epoch, evidence, &report.detail()).await {
-            Ok(stored) => report.evidence = Some(stored.finished),
-            // At lower levels it is the failure that counts, and it is told.
-            Err(error) if level != Level::Restore => tracing::warn!("no evidence of this was stored: {error}"),
-            Err(error) => return Err(error.into()),
-        }
+    match store_evidence(&repository, head, &epoch, &report, started).await {
+        Ok(finished) => report.evidence = Some(finished),
+        // At lower levels it is what was found that counts, and it is told.
+        Err(error) if level != Level::Restore => tracing::warn!("no evidence of this was stored: {error}"),
+        Err(error) => return Err(error.into()),
     }
     Ok(report)
+}
+
+/// Stores what was found; gives when it ended, by the store's clock.
+async fn store_evidence(
+    repository: &Repository,
+    head: &Head,
+    epoch: &Epoch,
+    report: &VerifyReport,
+    started: Timestamp,
+) -> Result<Timestamp, RepositoryError> {
+    let finished = repository.store().now().await?;
+    let evidence = report.evidence(repository, head, started, finished);
+    Ok(repository.write_evidence(epoch, evidence, &report.detail()).await?.finished)
 }
 
 /// Everything that is found of one backup.

@@ -26,6 +26,7 @@ use super::{
     snapshot::{self, Snapshot},
     tally::Tally,
     throwaway,
+    told::Told,
 };
 use crate::{
     config::NamePattern,
@@ -81,7 +82,8 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
     if !streams.is_empty() {
         notes.extend(inventory::warnings(version));
     }
-    let detail = Detail { server: version.to_string(), streams: streams.len() as u64 };
+    let names: Vec<String> = streams.iter().map(|stream| stream.detail.name.clone()).collect();
+    let detail = Detail { server: version.to_string(), streams: names.len() as u64, names };
     let mut about = vec![format!("NATS {version}, {}", report::count(detail.streams, "stream"))];
     about.extend(streams.iter().map(|stream| stream.detail.about(stream.records)));
     Ok(Captured {
@@ -364,11 +366,13 @@ impl Attempt<'_> {
                 absent.push(consumer.clone());
             }
         }
-        let detail = StreamDetail {
+        let unlisted = archived.keys().filter(|name| !consumers.iter().any(|(listed, _)| listed == *name)).cloned();
+        let mut detail = StreamDetail {
             name: name.to_owned(),
             archive: walked.format,
             config,
             state,
+            unlisted: unlisted.collect(),
             consumers: consumers.into_iter().map(|(_, info)| info).collect(),
             absent,
             cut_at: cut.at,
@@ -376,7 +380,9 @@ impl Attempt<'_> {
             largest: counted.counts.largest,
             last: counted.counts.last,
             deleted: deleted.filter(|_| walked.format == archive::Format::Blocks),
+            told: None,
         };
+        detail.told = Some(Told::of(&json(&detail)?, into.fingerprint_seed()));
         let fingerprint = counted.counts.all;
         writer.finish_with(Some(fingerprint), json(&detail)?).await?;
         Ok(Some(Taken { detail, records: fingerprint.rows }))

@@ -204,16 +204,34 @@ pub enum NatsError {
 }
 
 impl NatsError {
-    /// What it says where it ended a proof.
+    /// What it says where it ended a proof. A stored archive that is not what was captured is the backup's fault, and one that is, and that a
+    /// server of the right version refuses for none of its own reasons; of all else nobody can say more than that the place was not fit.
     pub(crate) fn cause(&self) -> Cause {
-        match self {
-            Self::Differs { .. } | Self::NotCaptured { .. } | Self::Archive { .. } => Cause::Snapshot(Reason::Differs),
-            Self::Detail { .. } => Cause::Snapshot(Reason::Damaged),
-            Self::Refused { .. } => Cause::Snapshot(Reason::NotRestorable),
-            Self::NotSupported { .. } | Self::NoJetStream { .. } => Cause::Place(Reason::NoServer),
-            Self::Unreachable { .. } | Self::Lost { .. } | Self::NoAnswer { .. } => Cause::Place(Reason::ServerLost),
-            _ => Cause::Place(Reason::Environment),
-        }
+        Cause::Place(match self {
+            Self::Differs { .. } | Self::NotCaptured { .. } => return Cause::Snapshot(Reason::Differs),
+            Self::Detail { .. } => return Cause::Snapshot(Reason::Damaged),
+            Self::Refused { code, text, .. } => match of_answer(*code, text) {
+                Some(reason) => reason,
+                None => return Cause::Snapshot(Reason::NotRestorable),
+            },
+            Self::Said { code, text, .. } => of_answer(*code, text).unwrap_or(Reason::Environment),
+            Self::NotSupported { .. } | Self::NoJetStream { .. } => Reason::NoServer,
+            Self::Unreachable { .. } | Self::Lost { .. } | Self::NoAnswer { .. } | Self::Quiet { .. } => {
+                Reason::ServerLost
+            }
+            Self::Ended { text, .. } => of_answer(0, text).unwrap_or(Reason::Environment),
+            // Of the throwaway server's own archive.
+            Self::Archive { .. }
+            | Self::Lacks { .. }
+            | Self::Login { .. }
+            | Self::Denied { .. }
+            | Self::Strange { .. }
+            | Self::Silent { .. }
+            | Self::Unsteady { .. }
+            | Self::NoStream { .. }
+            | Self::Deleted { .. }
+            | Self::TooSlow { .. } => Reason::Environment,
+        })
     }
 
     /// Is it that a stream or consumer is not there?
@@ -273,12 +291,39 @@ impl NatsError {
     }
 }
 
-/// The next step after an error of the API, by `err_code` of nats-server's `server/errors.json`.
-fn hint_for(code: u64, text: &str) -> Option<String> {
-    // 2.15 wraps what went wrong at the end of a restore, its own code in brackets.
+/// An error of the API, by `err_code` of nats-server's `server/errors.json`. 2.15 wraps what went wrong at the end of a restore, its own
+/// code in brackets.
+fn code_of(code: u64, text: &str) -> u64 {
     let inner = text.rsplit('(').find_map(|part| part.strip_suffix(')')?.parse().ok());
+    inner.filter(|_| code == 10062).unwrap_or(code)
+}
+
+/// What an answer says of the server that gives it; none where a restore failed for what it was given.
+fn of_answer(code: u64, text: &str) -> Option<Reason> {
+    let text = text.to_lowercase();
+    let no_space = ["no space left", "disk quota exceeded", "insufficient", "resource", "too many open files"];
+    Some(match code_of(code, &text) {
+        10002 | 10023 | 10028 | 10047 | 10077 => Reason::NoSpace,
+        10062 if no_space.iter().any(|words| text.contains(words)) => Reason::NoSpace,
+        // Of the files that it keeps.
+        10062
+            if ["permission denied", "read-only file system", "input/output error"]
+                .iter()
+                .any(|w| text.contains(w)) =>
+        {
+            Reason::Environment
+        }
+        10062 => return None,
+        10008 => Reason::ServerLost,
+        _ if no_space.iter().any(|words| text.contains(words)) => Reason::NoSpace,
+        _ => Reason::Environment,
+    })
+}
+
+/// The next step after an error of the API.
+fn hint_for(code: u64, text: &str) -> Option<String> {
     Some(
-        match inner.filter(|_| code == 10062).unwrap_or(code) {
+        match code_of(code, text) {
             10002 | 10023 | 10028 | 10047 | 10077 => {
                 "the target has too little room: raise its JetStream limits, or free some"
             }
@@ -292,4 +337,42 @@ fn hint_for(code: u64, text: &str) -> Option<String> {
         }
         .into(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_uncertain_is_the_backups_fault() {
+        let (server, stream) = (|| "127.0.0.1:4222".to_owned(), || "JOBS".to_owned());
+        let refused =
+            |code, text: &str| NatsError::Refused { server: server(), stream: stream(), code, text: text.into() };
+        let broken = ArchiveError::Stopped("x".into());
+        for (error, cause) in [
+            (NatsError::NotCaptured { stream: stream(), detail: "x".into() }, Cause::Snapshot(Reason::Differs)),
+            (NatsError::Detail { detail: "x".into() }, Cause::Snapshot(Reason::Damaged)),
+            (refused(10062, "restore failed: archive/tar: invalid tar header"), Cause::Snapshot(Reason::NotRestorable)),
+            (refused(10062, "restore failed: write x: no space left on device"), Cause::Place(Reason::NoSpace)),
+            (refused(10062, "restore failed: open x: permission denied"), Cause::Place(Reason::Environment)),
+            (
+                refused(10062, "restore failed: insufficient storage resources available (10047)"),
+                Cause::Place(Reason::NoSpace),
+            ),
+            (
+                refused(10062, "restore failed: message size exceeds maximum allowed (10054)"),
+                Cause::Place(Reason::Environment),
+            ),
+            (refused(10023, "insufficient resources"), Cause::Place(Reason::NoSpace)),
+            (refused(10052, "invalid configuration"), Cause::Place(Reason::Environment)),
+            (refused(10130, "stream name already in use"), Cause::Place(Reason::Environment)),
+            (refused(0, "it has forgotten the restore"), Cause::Place(Reason::Environment)),
+            // What the throwaway server itself sent.
+            (NatsError::Archive { stream: stream(), error: broken }, Cause::Place(Reason::Environment)),
+            (NatsError::Lost { server: server(), what: "x".into() }, Cause::Place(Reason::ServerLost)),
+            (NatsError::NoJetStream { server: server() }, Cause::Place(Reason::NoServer)),
+        ] {
+            assert_eq!(error.cause(), cause, "{error}");
+        }
+    }
 }

@@ -11,16 +11,20 @@ use super::{
     ranges::{self, Ranges},
     server::{Connection, Version},
     tally::Mark,
+    told::Told,
 };
 use crate::{config::NamePattern, report};
 
 /// What a manifest says of a NATS snapshot.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Detail {
     /// The server's version.
     pub(super) server: String,
     /// Streams that were captured.
     pub(super) streams: u64,
+    /// Their names; older versions did not keep them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) names: Vec<String>,
 }
 
 /// What a manifest says of a stream, beside its archive.
@@ -38,6 +42,9 @@ pub(super) struct StreamDetail {
     pub(super) consumers: Vec<Value>,
     /// Names of consumers that were listed and are not in the archive.
     pub(super) absent: Vec<String>,
+    /// Names of consumers that are in the archive and were not listed: made or gone in between.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) unlisted: Vec<String>,
     /// When its snapshot was taken. In archives of format 1 this is the middle of the time in which it was read, for they hold what came
     /// meanwhile.
     pub(super) cut_at: Timestamp,
@@ -51,6 +58,9 @@ pub(super) struct StreamDetail {
     /// For archives of format 1, which hold messages that were deleted: which those are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) deleted: Option<Deleted>,
+    /// Fingerprints of all the others; older versions did not keep them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) told: Option<Told>,
 }
 
 /// What a stream had no more right after its snapshot.
@@ -260,11 +270,13 @@ mod tests {
             state: json!({ "last_seq": 10 }),
             consumers: Vec::new(),
             absent: Vec::new(),
+            unlisted: Vec::new(),
             cut_at: time,
             cut_error_seconds: 0.0,
             largest: 1,
             last: Some(Mark { seq: 12, time: i64::try_from(time.as_nanosecond()).unwrap() }),
             deleted: None,
+            told: None,
         };
         for (messages, last, time, want) in [
             (10, 10, "2026-01-02T03:04:05Z", true),

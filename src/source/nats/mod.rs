@@ -2,7 +2,8 @@
 //!
 //! Way of the bytes: `inventory` (which streams) → `snapshot` (the exchange with the server) → `archive` (decompressed, walked, counted by
 //! `tally`) → `capture` (into the pipeline). Back: `plan`, `load` (the exchange) and `restore`; `compare` takes a stream back and says
-//! whether it is what was captured; `proof` does all of that with a throwaway server.
+//! whether it is what was captured; `proof` does all of that with a throwaway server, and asks whether the manifest still tells what it told
+//! (`told`).
 
 pub mod archive;
 mod capture;
@@ -18,6 +19,7 @@ mod server;
 mod snapshot;
 pub mod tally;
 mod throwaway;
+mod told;
 
 use async_trait::async_trait;
 use secrecy::SecretString;

@@ -25,6 +25,8 @@ pub(super) const KNOWS_METADATA: Version = Version::new(2, 10, 0);
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub(super) detail: StreamDetail,
+    /// The same as the manifest has it.
+    pub(super) notes: Value,
     /// Bytes of its archive.
     pub(super) raw: u64,
     /// What was captured.
@@ -74,8 +76,16 @@ pub(super) fn is_leftover(stream: &Stored, info: &Value) -> bool {
     is_marked(&info["config"]) && stream.detail.holds_nothing_newer(&info["state"])
 }
 
+/// Is it the snapshot of a server without any stream, which `allow_empty` let pass?
+pub(super) fn is_of_nothing(snapshot: &SnapshotReader) -> bool {
+    snapshot.artifacts().is_empty() && snapshot.detail().is_null()
+}
+
 /// Reads the manifest's notes.
 pub(super) fn stored(snapshot: &SnapshotReader) -> Result<(Detail, Vec<Stored>), SourceError> {
+    if is_of_nothing(snapshot) {
+        return Ok((Detail::default(), Vec::new()));
+    }
     let detail: Detail = parse(snapshot.detail())?;
     let mut streams = Vec::new();
     for artifact in snapshot.artifacts() {
@@ -86,7 +96,7 @@ pub(super) fn stored(snapshot: &SnapshotReader) -> Result<(Detail, Vec<Stored>),
         let Some(captured) = artifact.fingerprint else {
             return Err(NatsError::Detail { detail: format!("{} has no fingerprint", artifact.path) }.into());
         };
-        streams.push(Stored { detail, raw: artifact.raw, captured });
+        streams.push(Stored { detail, notes: artifact.detail.clone(), raw: artifact.raw, captured });
     }
     Ok((detail, streams))
 }
@@ -100,8 +110,7 @@ pub(super) async fn plan(
     snapshot: SnapshotReader,
     request: &RestoreRequest,
 ) -> Result<NatsRestore, SourceError> {
-    if snapshot.artifacts().is_empty() && snapshot.detail().is_null() {
-        // Of a server without any stream, which `allow_empty` let pass.
+    if is_of_nothing(&snapshot) {
         let plan = RestorePlan { target: server.config.endpoint.to_string(), ..RestorePlan::default() };
         return Ok(NatsRestore { server: server.clone(), snapshot, streams: Vec::new(), overwrite: false, plan });
     }

@@ -1,8 +1,8 @@
 //! A throwaway server gets every stream of a snapshot, and gives it back: the strictest proof of a backup.
 //!
 //! There the streams have no limits, so that nothing is removed which was captured, and copy from nowhere. Their configurations are
-//! compared apart from that: what the server made of the one that it was given, and the archive's own copy where it has one. A limit that
-//! the manifest of an archive of format 2 tells wrong nobody can find, for it stands nowhere else.
+//! compared apart from that: what the server made of the one that it was given, the archive's own copy where it has one, and what the manifest
+//! tells with the fingerprint of what it told when the stream was captured.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,10 +13,10 @@ use super::{
     archive::ArchivedConsumer,
     compare::{self, Archived, Found},
     error::NatsError,
-    plan::{Stored, config_differences, stored},
+    plan::{Stored, config_differences, number, stored},
     restore::load,
     server::{Connection, Server, Version},
-    throwaway::THROWAWAY,
+    throwaway::{self, THROWAWAY},
 };
 use crate::{pipeline::SnapshotReader, report, source::SourceError};
 
@@ -48,8 +48,12 @@ pub(super) struct Proof {
     pub(super) loaded: Duration,
 }
 
-/// Fills the throwaway server with the snapshot, stream by stream, takes each back and compares. **Whatever streams of these names the
-/// server has are gone**: it must be claimed.
+/// A server that was sent half an archive may show a stream for as long after: it waits five seconds for more.
+const MAY_APPEAR: Duration = Duration::from_secs(8);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Fills the throwaway server with the snapshot, stream by stream, takes each back and compares. The server must be claimed.
 ///
 /// # Errors
 /// A server that cannot be reached, is older than the source, or does not take a stream; damaged parts.
@@ -63,16 +67,78 @@ pub(super) async fn prove(server: &Server, snapshot: &SnapshotReader) -> Result<
         return Err(NatsError::NotSupported { server: connection.server, what }.into());
     }
     let mut proof = Proof { server: connection.name(), streams: Vec::new(), loaded: Duration::ZERO };
-    for stream in &streams {
-        connection.delete(&stream.detail.name).await?;
-        let began = Instant::now();
-        let archived = load(&connection, snapshot, stream, &unlimited(&stream.detail.config), || {}).await?;
-        proof.loaded += began.elapsed();
-        proof.streams.push(look(&connection, snapshot, stream, &archived).await?);
-        // Another one may listen on the same subjects, and room is for one at a time.
-        connection.delete(&stream.detail.name).await?;
+    let missing = detail.names.iter().filter(|name| !streams.iter().any(|stream| stream.detail.name == **name));
+    for name in missing {
+        let differences = vec!["was captured, and the manifest does not tell of it".to_owned()];
+        proof.streams.push(StreamProof { stream: name.clone(), differences, ..StreamProof::default() });
     }
+    for stream in &streams {
+        // Another one may listen on the same subjects, and room is for one at a time.
+        throwaway::clear(server, &connection).await?;
+        let proved = one(server, &connection, snapshot, stream, &mut proof.loaded).await?;
+        proof.streams.push(proved);
+    }
+    throwaway::clear(server, &connection).await?;
     Ok(proof)
+}
+
+/// One stream.
+async fn one(
+    server: &Server,
+    connection: &Connection,
+    snapshot: &SnapshotReader,
+    stream: &Stored,
+    loaded: &mut Duration,
+) -> Result<StreamProof, SourceError> {
+    let told = stream.detail.told.as_ref();
+    let mut differences =
+        told.map_or_else(Vec::new, |told| told.differences(&stream.notes, snapshot.fingerprint_seed()));
+    let began = Instant::now();
+    let archived = fill(server, connection, snapshot, stream).await;
+    *loaded += began.elapsed();
+    let error = match archived {
+        Ok(archived) => {
+            let mut proof = look(connection, snapshot, stream, &archived).await?;
+            differences.append(&mut proof.differences);
+            return Ok(StreamProof { differences, ..proof });
+        }
+        Err(error) => error,
+    };
+    // Why a server does not take a stream: an archive that is not what was captured, or a configuration that is not, is the backup's fault.
+    // Of one that is, it is known only then.
+    let reread = match &error {
+        SourceError::Nats(NatsError::NotCaptured { .. }) => None,
+        SourceError::Nats(_) if differences.is_empty() => compare::read(snapshot, stream).await.err(),
+        _ => None,
+    };
+    match reread.unwrap_or(error) {
+        SourceError::Nats(NatsError::NotCaptured { detail, .. }) => {
+            differences.push(format!("its stored archive is not what was captured: {detail}"));
+        }
+        SourceError::Nats(error) if !differences.is_empty() => differences.push(format!("is not taken: {error}")),
+        error => return Err(error),
+    }
+    Ok(StreamProof { stream: stream.detail.name.clone(), differences, ..StreamProof::default() })
+}
+
+/// Gives the server a stream; gives what is in its archive. What a killed proof had begun may appear meanwhile, and be in the way.
+async fn fill(
+    server: &Server,
+    connection: &Connection,
+    snapshot: &SnapshotReader,
+    stream: &Stored,
+) -> Result<Archived, SourceError> {
+    let began = Instant::now();
+    loop {
+        match load(connection, snapshot, stream, &unlimited(&stream.detail.config), || {}).await {
+            Err(SourceError::Nats(error)) if error.is_of_what_is_there() && began.elapsed() < MAY_APPEAR => {
+                tracing::debug!("{error}; trying again");
+                tokio::time::sleep(LOOK).await;
+                throwaway::clear(server, connection).await?;
+            }
+            loaded => return loaded,
+        }
+    }
 }
 
 /// A configuration under which a server keeps whatever it gets.
@@ -84,6 +150,8 @@ fn unlimited(config: &Value) -> Value {
     {
         fields.remove(field);
     }
+    // The server would publish what is due.
+    fields.remove("allow_msg_schedules");
     fields.insert("description".into(), THROWAWAY.into());
     let free = json!({
         "retention": "limits", "discard": "old", "discard_new_per_subject": false, "sealed": false, "num_replicas": 1,
@@ -147,7 +215,12 @@ fn consumers(
         }
         proof.consumers.push(name.to_owned());
         let Some(restored) = there.get(name) else {
-            proof.differences.push(format!("consumer `{name}` is not there"));
+            match goes_by_itself(&consumer["config"]) && archived.consumers.contains_key(name) {
+                true => proof.notes.push(format!(
+                    "consumer `{name}` is in the archive, and a server removes it when nobody uses it: not compared"
+                )),
+                false => proof.differences.push(format!("consumer `{name}` is not there")),
+            }
             continue;
         };
         let differences = config_differences(&consumer["config"], &restored["config"]);
@@ -165,4 +238,16 @@ fn consumers(
             }
         }
     }
+    let listed = |name: &str| stream.detail.consumers.iter().any(|consumer| consumer["name"] == name);
+    let unlisted = |name: &String| stream.detail.unlisted.contains(name);
+    // Older versions' manifests do not tell what was in the archive and not listed.
+    for name in there.keys().filter(|name| stream.detail.told.is_some() && !listed(name) && !unlisted(name)) {
+        proof.differences.push(format!("consumer `{name}` is there and was not captured"));
+    }
+}
+
+/// Does a server remove a consumer of this configuration when nobody uses it for a while?
+fn goes_by_itself(config: &Value) -> bool {
+    let durable = config["durable_name"].as_str().is_some_and(|name| !name.is_empty());
+    !durable || number(config, "inactive_threshold") > 0
 }

@@ -337,6 +337,26 @@ impl Connection {
         }
     }
 
+    /// Every connection to the account, as the first server tells it that is asked (nats-server `events.go`); none where none does.
+    pub(super) async fn connections(&self) -> Result<Option<Value>, NatsError> {
+        const WHAT: &str = "looking who is connected";
+        let answer = tokio::select! {
+            biased;
+            trouble = self.trouble(WHAT) => return Err(trouble),
+            answer = self.client.request("$SYS.REQ.ACCOUNT.PING.CONNZ", Bytes::new()) => answer,
+        };
+        match answer {
+            Ok(message) => answered(&self.server, WHAT, &message.payload).map(Some),
+            Err(error) => match error.kind() {
+                RequestErrorKind::NoResponders => Ok(None),
+                RequestErrorKind::TimedOut => {
+                    Err(NatsError::NoAnswer { server: self.server.clone(), what: WHAT.to_owned() })
+                }
+                _ => Err(self.lost(WHAT, error)),
+            },
+        }
+    }
+
     /// Publishes nothing on a subject that nobody listens on, to learn whether we may.
     pub(super) async fn may_publish(&self, what: &str, subject: String) -> Result<(), NatsError> {
         let lost = |_| NatsError::Lost { server: self.server.clone(), what: what.to_owned() };

@@ -59,6 +59,9 @@ macro_rules! grants {
 }
 
 /// Each gives a kind, a name and properties.
+///
+/// `pg_attver` is no option of anybody's: 15.20 and its contemporaries keep there when a column was made, as a position in
+/// the write-ahead log, and `pg_dump` leaves it out.
 const QUERIES: &[&str] = &[
     concat!(
         "SELECT 'schema', pg_catalog.quote_ident(n.nspname), pg_catalog.pg_get_userbyid(n.nspowner)::text FROM pg_catalog.pg_namespace n WHERE ",
@@ -90,7 +93,8 @@ const QUERIES: &[&str] = &[
         "SELECT 'column', ",
         name!("n", "c.relname"),
         " || '.' || pg_catalog.quote_ident(a.attname), \
-         pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated, a.attoptions, a.attislocal, \
+         pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated, \
+         (SELECT pg_catalog.array_agg(o ORDER BY o COLLATE \"C\") FROM pg_catalog.unnest(a.attoptions) o WHERE o !~ '^pg_attver='), a.attislocal, \
          (SELECT ",
         name!("ln", "l.collname"),
         " FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace WHERE l.oid = a.attcollation), \

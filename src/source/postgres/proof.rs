@@ -17,6 +17,7 @@ use super::{
     error::PostgresError,
     inventory, roles, sql,
     sql::Statement,
+    throwaway,
     tools::Tools,
 };
 use crate::{
@@ -62,12 +63,12 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     // With a password the role that we are must stay as it is: we would be locked out.
     let keep = server.password().is_some();
     let statements = roles::whole(&globals, &detail.bootstrap, keep);
+    throwaway::begin(server, &session, &roles::created(&statements)).await?;
     snapshot.progress().set_phase("roles");
     roles::apply(&session, &statements).await.map_err(PostgresError::while_restoring)?;
     let mut builds = Vec::new();
     for (n, database) in detail.databases.iter().enumerate() {
-        let temporary = format!("altlas_throwaway_{n}");
-        let mut build = Build::new(snapshot, database.clone(), database.name.clone(), temporary)?;
+        let mut build = Build::new(snapshot, database.clone(), database.name.clone(), throwaway::built(n))?;
         build.without_tablespaces = true;
         let filled = async {
             build::create(&session, snapshot, &build).await?;

@@ -67,6 +67,16 @@ pub(super) fn whole(globals: &str, bootstrap: &str, keep: bool) -> Vec<String> {
     sql::statements(globals).iter().filter(|statement| wanted(statement)).map(|one| one.text.to_owned()).collect()
 }
 
+/// The roles that these statements make.
+pub(super) fn created(statements: &[String]) -> Vec<String> {
+    let of = |text: &String| {
+        let statements = sql::statements(text);
+        let creates = statements.iter().find(|statement| statement.begins(&["create", "role"]))?;
+        creates.name(2).map(str::to_owned)
+    };
+    statements.iter().filter_map(of).collect()
+}
+
 /// `SET …` and `SELECT pg_catalog.set_config(…)`: of the session, and no part of what there is.
 pub(super) fn is_setting(statement: &Statement<'_>) -> bool {
     statement.begins(&["set"]) || statement.begins(&["select"])

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::sync::mpsc;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     dump::{Announced, Dump, MARK, MOST_WAIT},
@@ -50,6 +51,10 @@ pub(super) struct Detail {
     pub(super) checksum: bool,
     /// What is in it; absent where the file is newer than this program knows.
     pub(super) contents: Option<Contents>,
+    /// XXH3-128 of the whole file under the epoch's seed, in hex: of what no sum covers, such as the values of modules. Older versions did
+    /// not keep it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) file: Option<String>,
 }
 
 /// How long it may take to look at a server after a failed dump.
@@ -189,6 +194,7 @@ fn describe(facts: &Facts, form: Form, taken: Taken) -> Described {
         form: form.name().into(),
         checksum: taken.checksum,
         contents: None,
+        file: Some(hex(taken.digest)),
     };
     let Some(tally) = taken.tally else {
         let note = format!(
@@ -238,12 +244,19 @@ fn said_of(contents: &Contents) -> Vec<String> {
     notes
 }
 
+/// The hash of a file, as it is written down.
+pub(super) fn hex(digest: u128) -> String {
+    format!("{digest:032x}")
+}
+
 /// A file that was read to its end.
 pub(super) struct Taken {
     /// Its version.
     pub(super) version: String,
     /// Its bytes.
     pub(super) length: u64,
+    /// The hash of them.
+    pub(super) digest: u128,
     /// Has it a checksum?
     pub(super) checksum: bool,
     /// What was counted; absent where the file is newer than this program knows.
@@ -336,6 +349,8 @@ struct Passing {
     passed: u64,
     /// The first of them, for a checksum that is only wanted where the walk cannot tell.
     head: Vec<u8>,
+    /// The hash of all of them.
+    hash: Xxh3,
 }
 
 /// Bytes that a walk reads before it can tell that a file is too new.
@@ -352,6 +367,7 @@ impl Passing {
         if self.head.len() < HEADER {
             self.head.extend_from_slice(&bytes[..bytes.len().min(HEADER)]);
         }
+        self.hash.update(&bytes);
         if bytes.is_empty() { Ok(()) } else { self.pass.blocking_send(bytes).map_err(|_| gone()) }
     }
 
@@ -391,7 +407,8 @@ fn follow(
     tally: Tally,
     server: &str,
 ) -> Result<Taken, RedisError> {
-    let mut passing = Passing { read, pass, current: Bytes::new(), at: 0, passed: 0, head: Vec::new() };
+    let hash = Xxh3::with_seed(seed);
+    let mut passing = Passing { read, pass, current: Bytes::new(), at: 0, passed: 0, head: Vec::new(), hash };
     let walked = match rdb::walk(&mut passing, seed, tally) {
         Ok(walked) => walked,
         Err(RdbError::TooNew { version }) => return unread(passing, announced, version, server),
@@ -423,6 +440,7 @@ fn follow(
     Ok(Taken {
         version: walked.version.to_string(),
         length: walked.length,
+        digest: passing.hash.digest128(),
         checksum: walked.checksum,
         tally: Some(walked.visitor),
     })
@@ -460,7 +478,7 @@ fn unread(mut passing: Passing, announced: Announced, version: String, server: &
     }
     // A version number that was damaged on the way must not pass for a newer one.
     let checksum = checked.finish().map_err(|error| RedisError::Rdb { server: server.to_owned(), error })?;
-    Ok(Taken { version, length, checksum, tally: None })
+    Ok(Taken { version, length, digest: passing.hash.digest128(), checksum, tally: None })
 }
 
 /// The checksum at the end of a file that is not walked through: its last 8 bytes are that of all before.

@@ -135,6 +135,24 @@ pub enum RedisError {
         /// Some differences.
         differences: Vec<String>,
     },
+    /// A throwaway server did not load a dump that is what was captured.
+    #[error("{server} did not load the dump: {detail}")]
+    NotLoaded {
+        /// Host and port.
+        server: String,
+        /// What is known of it.
+        detail: String,
+        /// What that says of the server.
+        reason: Reason,
+    },
+    /// A throwaway server threw keys away.
+    #[error("{server} has evicted {} of what it was given: its `maxmemory` is too small", report::count(*.keys, "key"))]
+    Evicted {
+        /// Host and port.
+        server: String,
+        /// How many.
+        keys: u64,
+    },
     /// The target could not write to its disk what was restored.
     #[error("the restored data is in {server}'s memory, but it could not save it: {detail}")]
     NotSaved {
@@ -154,15 +172,33 @@ pub enum RedisError {
 }
 
 impl RedisError {
-    /// What it says where it ended a proof.
+    /// What it says where it ended a proof. A dump that is not what was captured is the backup's fault; of all else nobody can say more than
+    /// that the place was not fit.
     pub(crate) fn cause(&self) -> Cause {
-        match self {
-            Self::Differs { .. } | Self::NotCaptured { .. } => Cause::Snapshot(Reason::Differs),
-            Self::Detail { .. } => Cause::Snapshot(Reason::Damaged),
-            Self::NotSupported { .. } | Self::NoForm { .. } => Cause::Place(Reason::NoServer),
-            Self::Unreachable { .. } | Self::Broken { .. } | Self::CutShort { .. } => Cause::Place(Reason::ServerLost),
-            _ => Cause::Place(Reason::Environment),
-        }
+        Cause::Place(match self {
+            Self::Differs { .. } | Self::NotCaptured { .. } => return Cause::Snapshot(Reason::Differs),
+            Self::Detail { .. } => return Cause::Snapshot(Reason::Damaged),
+            Self::NotLoaded { reason, .. } => *reason,
+            Self::NotSupported { .. } | Self::NoForm { .. } => Reason::NoServer,
+            Self::Evicted { .. } => Reason::NoSpace,
+            Self::Said { text, .. } | Self::Refused { text, .. } => of_answer(text),
+            Self::NotSaved { detail, .. } | Self::File { detail, .. } if detail.contains("No space left") => {
+                Reason::NoSpace
+            }
+            Self::Aftermath { error } => return error.cause(),
+            Self::Unreachable { .. } | Self::Broken { .. } | Self::CutShort { .. } => Reason::ServerLost,
+            Self::TooSlow { .. }
+            | Self::Strange { .. }
+            | Self::Rdb { .. }
+            | Self::End { .. }
+            | Self::NotSaved { .. }
+            | Self::File { .. } => Reason::Environment,
+        })
+    }
+
+    /// Did the connection, or the server, end?
+    pub(super) fn is_of_the_connection(&self) -> bool {
+        matches!(self, Self::Broken { .. } | Self::Unreachable { .. } | Self::CutShort { .. })
     }
 
     /// The next step.
@@ -198,6 +234,12 @@ impl RedisError {
                  `+bgrewriteaof`, run them yourself: until then a restart loses the data"
                     .into()
             }
+            Self::NotLoaded { reason: Reason::NoSpace, .. } | Self::Evicted { .. } => {
+                "give the throwaway server more memory, or none to keep to (`maxmemory 0`)".into()
+            }
+            Self::NotLoaded { .. } => {
+                "look at its log: memory, room in its folder (`dir`) and modules are what a dump needs".into()
+            }
             Self::File { .. } => "name a new file in a folder that you may write to and that has room".into(),
             Self::Detail { .. } | Self::NotCaptured { .. } => return None,
         })
@@ -229,4 +271,39 @@ fn hint_for(text: &str) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// What a server's error says of the place that it is.
+fn of_answer(text: &str) -> Reason {
+    match text.split(' ').next().unwrap_or_default() {
+        "OOM" | "MISCONF" => Reason::NoSpace,
+        "LOADING" | "MASTERDOWN" | "BUSY" => Reason::ServerLost,
+        _ => Reason::Environment,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_uncertain_is_the_backups_fault() {
+        let server = || "127.0.0.1:6379".to_owned();
+        let said = |text: &str| RedisError::Said { server: server(), what: "flushing".into(), text: text.into() };
+        let rdb = RdbError::Corrupt { offset: 7, what: "x".into() };
+        for (error, cause) in [
+            (RedisError::NotCaptured { detail: "x".into() }, Cause::Snapshot(Reason::Differs)),
+            (RedisError::Detail { detail: "x".into() }, Cause::Snapshot(Reason::Damaged)),
+            // What the server itself sent.
+            (RedisError::Rdb { server: server(), error: rdb }, Cause::Place(Reason::Environment)),
+            (RedisError::Unreachable { server: server(), detail: "x".into() }, Cause::Place(Reason::ServerLost)),
+            (said("OOM command not allowed when used memory > 'maxmemory'"), Cause::Place(Reason::NoSpace)),
+            (said("MISCONF Redis is configured to save RDB snapshots"), Cause::Place(Reason::NoSpace)),
+            (said("LOADING Redis is loading the dataset in memory"), Cause::Place(Reason::ServerLost)),
+            (said("NOPERM this user has no permissions"), Cause::Place(Reason::Environment)),
+            (RedisError::Evicted { server: server(), keys: 3 }, Cause::Place(Reason::NoSpace)),
+        ] {
+            assert_eq!(error.cause(), cause, "{error}");
+        }
+    }
 }

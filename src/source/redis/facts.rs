@@ -73,6 +73,8 @@ pub(super) struct Facts {
     pub(super) version: Option<Version>,
     /// `redis` or `valkey`.
     pub(super) product: String,
+    /// What tells this run of the server from others.
+    pub(super) run_id: String,
     /// `master` or `slave`, as INFO has it.
     pub(super) role: String,
     /// For a replica: is it connected to its master?
@@ -119,7 +121,7 @@ impl Info {
         self.0.get(name).map_or("", String::as_str)
     }
 
-    fn number(&self, name: &str) -> u64 {
+    pub(super) fn number(&self, name: &str) -> u64 {
         self.get(name).parse().unwrap_or(0)
     }
 
@@ -195,6 +197,7 @@ impl Facts {
         if self.version.is_some_and(|version| version < OLDEST) {
             return Err(not_supported(&format!("is {} {}", self.product, self.version_text)));
         }
+        self.run_id = info.get("run_id").to_owned();
         self.role = info.get("role").to_owned();
         self.master_link = info.get("master_link_status") == "up";
         self.master = format!("{}:{}", info.get("master_host"), info.get("master_port"));

@@ -102,9 +102,9 @@ impl FileRestore {
         let mut restored = Restored { unit: "file", ..Restored::default() };
         let compared = match (parsed, walked) {
             (Some(captured), Some(found)) => {
-                let differences = captured.differences(&found);
+                let differences = captured.differences(&found, self.snapshot.fingerprint_seed());
                 if !differences.is_empty() {
-                    return Err(RedisError::NotCaptured { detail: report::list(&differences, 5) }.into());
+                    return Err(RedisError::NotCaptured { detail: report::list(&differences.words(), 5) }.into());
                 }
                 Compared::Same
             }

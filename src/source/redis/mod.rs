@@ -1,10 +1,11 @@
 //! Redis 6.2 to 8.2: a server of its own, or a replica of one.
 //!
 //! Way of the bytes: `form` (which dump harms nobody) → `dump` (the exchange, as a replica does it) → `capture` (into the pipeline, with
-//! `rdb` walking along and `tally` counting). Back: `load` and `restore` (by `RESTORE` into a running server), `file` (the RDB file
+//! `rdb` walking along, `tally` counting and `sketch` keeping names for differences, which `compare` tells). Back: `load` and `restore` (by `RESTORE` into a running server), `file` (the RDB file
 //! itself), `replica` (a throwaway server replicates from us).
 
 mod capture;
+mod compare;
 mod dump;
 mod error;
 mod facts;
@@ -16,6 +17,7 @@ pub mod rdb;
 mod replica;
 mod restore;
 mod server;
+mod sketch;
 mod tally;
 mod throwaway;
 mod walk;
@@ -113,7 +115,7 @@ impl Source for RedisSource {
     }
 
     async fn release(&self) -> Result<(), SourceError> {
-        Ok(throwaway::release(&self.server).await?)
+        throwaway::release(&self.server).await
     }
 
     async fn plan_restore(

@@ -193,16 +193,16 @@ impl RedisRestore {
     }
 
     fn is_what_was_captured(&self, contents: &Contents) -> Result<(), RedisError> {
-        match self.contents.differences(contents) {
+        match self.contents.differences(contents, self.snapshot.fingerprint_seed()) {
             differences if differences.is_empty() => Ok(()),
-            differences => Err(RedisError::NotCaptured { detail: report::list(&differences, 5) }),
+            differences => Err(RedisError::NotCaptured { detail: report::list(&differences.words(), 5) }),
         }
     }
 
     /// Every key and library into the target. Gives bytes by database, and the sums of what was sent.
     async fn load(&self, now: u64, taken: &Arc<AtomicU64>) -> Result<(BTreeMap<u64, u64>, ByMinute), SourceError> {
         let progress = self.snapshot.progress().clone();
-        let tally = Tally::new(Some(progress)).by_minute(now);
+        let tally = Tally::new(Some(progress)).by_minute(now, self.contents.databases().into_keys());
         let Some(rdb) = self.rdb else {
             return Err(RedisError::Detail { detail: "the dump cannot be read key by key".into() }.into());
         };
@@ -313,20 +313,23 @@ impl RedisRestore {
             Err(RedisError::Said { .. }) => milliseconds(Timestamp::now()),
             Err(error) => return Err(error.into()),
         };
-        let taken = capture::count(dump, self.snapshot.fingerprint_seed(), Tally::new(None).by_minute(now)).await?;
+        let seed = self.snapshot.fingerprint_seed();
+        let tally = Tally::new(None).by_minute(now, self.contents.databases().into_keys());
+        let taken = capture::count(dump, seed, tally).await?;
         let Some((contents, Some(found))) = taken.tally.map(Tally::finish) else {
             notes
                 .push(format!("the target's dump is of RDB version {}, which this program cannot read", taken.version));
             return Ok(Compared::Inconclusive);
         };
-        let Some(tally::Comparison { mut differences, living, left_out }) =
-            expected.differences(&found, &self.contents.databases(), at)
+        let Some(tally::Comparison { mut differences, living, left_out }) = expected.differences(&found, at, seed)
         else {
             notes.push("the restore took so long that keys that expire could not be told apart any more".into());
             return Ok(Compared::Inconclusive);
         };
-        differences.extend(self.contents.missing_functions(&contents));
+        // What else the target has is its own.
+        differences.all.extend(self.contents.missing_libraries(&contents));
         if !differences.is_empty() {
+            let mut differences = differences.words();
             if let Some(evicted) = self.evicted(&self.server.session().await?).await {
                 differences.insert(0, evicted);
             }

@@ -3,11 +3,18 @@
 //! Keys are summed up by database, class and whether they expire, so that a difference can be told apart. Sums are modulo 2^128 over
 //! the keys' digests, so their order says nothing.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::rdb::{Class, Digest, KeyEnd, KeyHead, Visitor};
+use super::{
+    compare::{self, Differences, Place},
+    rdb::{Class, Digest, KeyEnd, KeyHead, KeyParts, Visitor},
+    sketch::{self, Sketch},
+};
 use crate::{
     crypt::hex,
     pipeline::{Fingerprint, Progress},
@@ -18,8 +25,13 @@ pub(super) const LARGE: u64 = 1024 * 1024;
 /// Keys that expire are told apart by the minute for so long; whatever lives longer is taken for lasting.
 const HORIZON: u64 = 48 * 60;
 const MINUTE: u64 = 60_000;
+/// Minutes that a key must live on for to be named where it differs: no more than a few names can be told, and keys that a server has
+/// expired meanwhile would take them all.
+const NAMED: u64 = 60;
 /// Names of modules and function libraries that are kept.
 const MOST_NAMES: usize = 10_000;
+/// Of a function library's name, so many characters.
+const MOST_NAME: usize = 100;
 /// Bytes of function libraries that are kept; whatever more there is, is only counted.
 const MOST_LIBRARIES: usize = 16 * 1024 * 1024;
 
@@ -35,6 +47,12 @@ impl Sum {
     pub(super) fn add(&mut self, digest: Digest) {
         self.keys += 1;
         self.sum = self.sum.wrapping_add(digest);
+    }
+
+    /// Takes a key out.
+    pub(super) fn remove(&mut self, digest: Digest) {
+        self.keys = self.keys.wrapping_sub(1);
+        self.sum = self.sum.wrapping_sub(digest);
     }
 
     fn join(&mut self, other: Self) {
@@ -94,6 +112,12 @@ pub(super) struct Contents {
     pub(super) module_data: Vec<String>,
     /// Values too long to be held.
     pub(super) large: Vec<Large>,
+    /// Names of the function libraries, by their digests.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) libraries: BTreeMap<String, String>,
+    /// What names keys that differ; older versions did not keep it.
+    #[serde(default, deserialize_with = "sketch::known", skip_serializing_if = "Option::is_none")]
+    pub(super) names: Option<Sketch>,
 }
 
 impl Contents {
@@ -137,65 +161,13 @@ impl Contents {
         }
         Fingerprint { rows: all.keys, bytes, sum: all.sum }
     }
-
-    /// How `found` differs from this, in words; nothing where they hold the same keys and libraries.
-    pub(super) fn differences(&self, found: &Self) -> Vec<String> {
-        let mut differences = Vec::new();
-        let by_class = |contents: &Self| -> BTreeMap<(u64, Class), Counted> {
-            contents.keys.iter().map(|counted| ((counted.db, counted.class), *counted)).collect()
-        };
-        let (ours, theirs) = (by_class(self), by_class(found));
-        let mut places: Vec<_> = ours.keys().chain(theirs.keys()).copied().collect();
-        places.sort_unstable();
-        places.dedup();
-        for place in places {
-            let of = |from: &BTreeMap<(u64, Class), Counted>| {
-                from.get(&place).map_or((Sum::default(), Sum::default()), |counted| (counted.lasting, counted.expiring))
-            };
-            let ((lasting, expiring), (found_lasting, found_expiring)) = (of(&ours), of(&theirs));
-            differences.extend(difference(place, "", lasting, found_lasting));
-            differences.extend(difference(place, "expiring ", expiring, found_expiring));
-        }
-        differences.extend(self.missing_functions(found));
-        differences
-    }
-
-    /// Function libraries that `found` lacks, in words.
-    pub(super) fn missing_functions(&self, found: &Self) -> Option<String> {
-        let missing = self.functions.iter().filter(|digest| !found.functions.contains(digest)).count();
-        (missing > 0)
-            .then(|| format!("{missing} of {} function libraries are missing or changed", self.functions.len()))
-    }
-}
-
-fn difference((db, class): (u64, Class), what: &str, captured: Sum, found: Sum) -> Option<String> {
-    let plural = class.plural();
-    match (captured.keys, found.keys) {
-        _ if captured == found => None,
-        (a, b) if a == b => Some(format!("db {db}: some of {a} {what}{plural} differ")),
-        (a, b) => Some(format!("db {db}: {b} {what}{plural} instead of {a}")),
-    }
-}
-
-impl Class {
-    fn plural(self) -> &'static str {
-        match self {
-            Self::String => "strings",
-            Self::List => "lists",
-            Self::Set => "sets",
-            Self::Zset => "sorted sets",
-            Self::Hash => "hashes",
-            Self::Stream => "streams",
-            Self::Module => "module values",
-        }
-    }
 }
 
 /// How two servers' keys, and fields that expire by themselves, compare.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Comparison {
-    /// How they differ, in words.
-    pub(super) differences: Vec<String>,
+    /// How they differ.
+    pub(super) differences: Differences,
     /// How many were compared.
     pub(super) living: u64,
     /// How many do not live on, and were not.
@@ -207,57 +179,72 @@ pub(super) struct Comparison {
 pub(super) struct ByMinute {
     /// The first minute that is told apart, since 1970.
     first: u64,
+    /// Only what is in these databases is counted.
+    databases: BTreeSet<u64>,
     sums: BTreeMap<(u64, Class), BTreeMap<u64, Sum>>,
+    /// What names keys that differ, of those that live on for [`NAMED`] minutes.
+    names: Sketch,
 }
 
 impl ByMinute {
     /// Tells minutes apart from `now` on, in milliseconds since 1970.
-    pub(super) fn new(now: u64) -> Self {
-        Self { first: now / MINUTE, sums: BTreeMap::new() }
+    pub(super) fn new(now: u64, databases: impl IntoIterator<Item = u64>) -> Self {
+        let databases = databases.into_iter().collect();
+        Self { first: now / MINUTE, databases, sums: BTreeMap::new(), names: Sketch::new() }
     }
 
     fn add(&mut self, db: u64, class: Class, expiry: Option<u64>, digest: Digest) {
-        let last = self.first + HORIZON;
-        let minute = expiry.map_or(last, |expiry| (expiry / MINUTE).clamp(self.first.saturating_sub(1), last));
-        self.sums.entry((db, class)).or_default().entry(minute).or_default().add(digest);
+        if self.databases.contains(&db) {
+            let last = self.first + HORIZON;
+            let minute = expiry.map_or(last, |expiry| (expiry / MINUTE).clamp(self.first.saturating_sub(1), last));
+            self.sums.entry((db, class)).or_default().entry(minute).or_default().add(digest);
+        }
     }
 
-    /// How `found` differs among the keys (and fields that expire by themselves) of `databases` that live on after `at`. `None` where `at` is too far off.
-    pub(super) fn differences(&self, found: &Self, databases: &BTreeMap<u64, u64>, at: u64) -> Option<Comparison> {
+    fn add_key(&mut self, key: &[u8], parts: KeyParts, digest: Digest) {
+        self.add(parts.db, parts.class, parts.expiry, digest);
+        let lives = parts.expiry.is_none_or(|expiry| expiry / MINUTE >= self.first + NAMED);
+        if lives && self.databases.contains(&parts.db) {
+            self.names.add(key, &parts, digest);
+        }
+    }
+
+    /// How `found` differs among the keys (and fields that expire by themselves) that live on after `at`. `None` where `at` is too far
+    /// off. Both must be of hashes under `seed`.
+    pub(super) fn differences(&self, found: &Self, at: u64, seed: u64) -> Option<Comparison> {
         // A little more than the clocks' difference, so that what is about to go is on neither side.
         // A clock that is behind ours must not bring back what we took for gone.
         let after = ((at + 2000) / MINUTE + 1).max(self.first + 1);
         if after >= self.first + HORIZON || self.first != found.first {
             return None;
         }
-        let living = |of: &Self, place: &(u64, Class)| {
-            let mut sum = Sum::default();
-            of.sums
-                .get(place)
-                .into_iter()
-                .flat_map(|minutes| minutes.range(after..))
-                .for_each(|(_, more)| sum.join(*more));
-            sum
+        let living = |of: &Self| -> BTreeMap<Place, Sum> {
+            let sums = of.sums.iter().map(|((db, class), minutes)| {
+                let mut sum = Sum::default();
+                minutes.range(after..).for_each(|(_, more)| sum.join(*more));
+                ((*db, *class, None), sum)
+            });
+            sums.collect()
         };
-        let mut places: Vec<_> = self.sums.keys().chain(found.sums.keys()).copied().collect();
-        places.sort_unstable();
-        places.dedup();
-        let mut compared = Comparison::default();
-        for place in places.into_iter().filter(|(db, _)| databases.contains_key(db)) {
-            let ours = living(self, &place);
-            let gone = self.sums.get(&place).into_iter().flat_map(|minutes| minutes.range(..after));
-            compared.left_out += gone.map(|(_, sum)| sum.keys).sum::<u64>();
-            compared.living += ours.keys;
-            compared.differences.extend(difference(place, "", ours, living(found, &place)));
-        }
-        Some(compared)
+        let (ours, theirs) = (living(self), living(found));
+        let gone = self.sums.values().flat_map(|minutes| minutes.range(..after));
+        let left_out = gone.map(|(_, sum)| sum.keys).sum();
+        let living = ours.values().map(|sum| sum.keys).sum();
+        let names = (after <= self.first + NAMED).then(|| self.names.against(&found.names, seed));
+        Some(Comparison { differences: compare::of_keys(ours, theirs, names, seed), living, left_out })
     }
 }
 
+/// Keys of a database that never expire, and that do, by class.
+type Classes = [(Sum, Sum); Class::ALL.len()];
+
 /// Counts a dump as it passes.
 pub(super) struct Tally {
-    contents: BTreeMap<(u64, Class), (Sum, Sum)>,
+    contents: BTreeMap<u64, Classes>,
+    /// Those of the database that keys are being read of.
+    open: (u64, Classes),
     rest: Contents,
+    names: Sketch,
     by_minute: Option<ByMinute>,
     /// Sources of the function libraries, where they are wanted.
     libraries: Option<Vec<Vec<u8>>>,
@@ -274,7 +261,9 @@ impl Tally {
     pub(super) fn new(progress: Option<Arc<Progress>>) -> Self {
         Self {
             contents: BTreeMap::new(),
+            open: (0, Classes::default()),
             rest: Contents::default(),
+            names: Sketch::new(),
             by_minute: None,
             libraries: None,
             taken: 0,
@@ -284,9 +273,9 @@ impl Tally {
         }
     }
 
-    /// Also by the minute, from `now` on.
-    pub(super) fn by_minute(mut self, now: u64) -> Self {
-        self.by_minute = Some(ByMinute::new(now));
+    /// Also by the minute, from `now` on, of what is in these databases.
+    pub(super) fn by_minute(mut self, now: u64, databases: impl IntoIterator<Item = u64>) -> Self {
+        self.by_minute = Some(ByMinute::new(now, databases));
         self
     }
 
@@ -302,15 +291,26 @@ impl Tally {
     }
 
     /// What was counted.
-    pub(super) fn finish(self) -> (Contents, Option<ByMinute>) {
+    pub(super) fn finish(mut self) -> (Contents, Option<ByMinute>) {
+        self.close();
         let mut contents = self.rest;
         contents.functions.sort_unstable();
-        contents.keys = self
-            .contents
-            .into_iter()
-            .map(|((db, class), (lasting, expiring))| Counted { db, class, lasting, expiring })
-            .collect();
+        contents.names = Some(self.names);
+        for (db, classes) in self.contents {
+            let of_classes = Class::ALL.into_iter().zip(classes).filter(|(_, sums)| *sums != Default::default());
+            let counted = of_classes.map(|(class, (lasting, expiring))| Counted { db, class, lasting, expiring });
+            contents.keys.extend(counted);
+        }
         (contents, self.by_minute)
+    }
+
+    /// The database that was read is added up. A file has each only once, as servers write them.
+    fn close(&mut self) {
+        let (db, classes) = (self.open.0, std::mem::take(&mut self.open.1));
+        for (all, (lasting, expiring)) in self.contents.entry(db).or_default().iter_mut().zip(classes) {
+            all.0.join(lasting);
+            all.1.join(expiring);
+        }
     }
 }
 
@@ -334,7 +334,11 @@ impl Visitor for Tally {
         {
             libraries.push(source.to_vec());
         }
-        self.rest.functions.push(format!("{digest:032x}"));
+        let digest = format!("{digest:032x}");
+        if let Some(name) = library_name(source) {
+            self.rest.libraries.insert(digest.clone(), name);
+        }
+        self.rest.functions.push(digest);
         Ok(())
     }
 
@@ -361,7 +365,11 @@ impl Visitor for Tally {
 
     fn end(&mut self, end: &KeyEnd<'_>) -> Result<(), String> {
         let (db, expiry, offset) = self.current;
-        let (lasting, expiring) = self.contents.entry((db, end.class)).or_default();
+        if db != self.open.0 {
+            self.close();
+            self.open.0 = db;
+        }
+        let (lasting, expiring) = &mut self.open.1[end.parts.class as usize];
         match expiry {
             None => lasting.add(end.digest),
             Some(expiry) => {
@@ -369,8 +377,9 @@ impl Visitor for Tally {
                 self.rest.expired += u64::from(expiry <= self.taken);
             }
         }
-        if let (Some(by_minute), Some(lasting)) = (&mut self.by_minute, end.lasting) {
-            by_minute.add(db, end.class, expiry, lasting);
+        self.names.add(end.key, &end.parts, end.digest);
+        if let (Some(by_minute), Some((content, lasting))) = (&mut self.by_minute, end.lasting) {
+            by_minute.add_key(end.key, KeyParts { content, ..end.parts }, lasting);
         }
         if let Some(module) = end.module
             && (self.rest.module_keys.len() < MOST_NAMES || self.rest.module_keys.contains_key(module))
@@ -387,62 +396,103 @@ impl Visitor for Tally {
     }
 }
 
+/// The name in a library's first line, `#!lua name=mylib` (`functionsLibCreate` in Redis' `functions.c`).
+fn library_name(source: &[u8]) -> Option<String> {
+    let line = source.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    let line = String::from_utf8_lossy(line);
+    let name = line.split_ascii_whitespace().find_map(|word| word.strip_prefix("name="))?;
+    Some(name.chars().take(MOST_NAME).collect())
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
+    const SEED: u64 = 3;
+    /// The digest of a key that is a string without an expiry.
+    const PARTS: KeyParts = KeyParts { db: 0, name: 0, expiry: None, class: Class::String, content: 0 };
+
+    /// Keys by database, class, expiry and content; databases 0 to 8 are counted by the minute.
     fn tally(keys: &[(u64, Class, Option<u64>, u128)]) -> (Contents, ByMinute) {
-        let mut tally = Tally::new(None).by_minute(10 * MINUTE);
+        let mut tally = Tally::new(None).by_minute(10 * MINUTE, 0..=8);
         tally.aux(b"ctime", b"600").unwrap();
-        for (db, class, expiry, digest) in keys {
-            tally.key(&KeyHead { db: *db, key: b"k", expiry: *expiry, kind: 0, offset: 7 }).unwrap();
-            tally
-                .end(&KeyEnd { class: *class, digest: *digest, lasting: Some(*digest), length: 1, module: None })
-                .unwrap();
+        for (db, class, expiry, content) in keys {
+            let (db, class, expiry, content) = (*db, *class, *expiry, *content);
+            tally.key(&KeyHead { db, key: b"k", expiry, kind: 0, offset: 7 }).unwrap();
+            let parts = KeyParts { db, class, expiry, content, name: content };
+            let digest = parts.digest(SEED);
+            let lasting = Some((content, digest));
+            tally.end(&KeyEnd { key: b"k", parts, digest, lasting, length: 1, module: None }).unwrap();
         }
         let (contents, by_minute) = tally.finish();
         (contents, by_minute.unwrap())
     }
 
     #[test]
-    fn differences_are_told_by_database_and_class() {
-        let all = [(0, Class::String, None, 1), (0, Class::String, Some(1), 2), (3, Class::Hash, None, 3)];
-        let (ours, _) = tally(&all);
-        assert_eq!(ours.differences(&tally(&all).0), Vec::<String>::new());
+    fn keys_are_counted_by_database_and_class() {
+        let (ours, _) =
+            tally(&[(0, Class::String, None, 1), (0, Class::String, Some(1), 2), (3, Class::Hash, None, 3)]);
         assert_eq!(ours.expired, 1);
         assert_eq!(ours.databases(), BTreeMap::from([(0, 2), (3, 1)]));
-        assert_eq!(ours.fingerprint(9), Fingerprint { rows: 3, bytes: 9, sum: 6 });
-        let changed = [(0, Class::String, None, 9), (3, Class::Hash, None, 3), (3, Class::List, None, 3)];
-        assert_eq!(
-            ours.differences(&tally(&changed).0),
-            ["db 0: some of 1 strings differ", "db 0: 0 expiring strings instead of 1", "db 3: 1 lists instead of 0"]
-        );
+        let parts = [(0, Class::String, None, 1), (0, Class::String, Some(1), 2), (3, Class::Hash, None, 3)];
+        let digests = parts
+            .map(|(db, class, expiry, content)| KeyParts { db, class, expiry, content, name: content }.digest(SEED));
+        let sum = digests.into_iter().fold(0, u128::wrapping_add);
+        assert_eq!(ours.fingerprint(9), Fingerprint { rows: 3, bytes: 9, sum });
         let json = serde_json::to_string(&ours).unwrap();
         assert_eq!(serde_json::from_str::<Contents>(&json).unwrap(), ours);
+        assert_eq!(Sum { keys: 1, sum: PARTS.digest(SEED) }, {
+            let mut sum = Sum::default();
+            [PARTS, PARTS].iter().for_each(|parts| sum.add(parts.digest(SEED)));
+            sum.remove(PARTS.digest(SEED));
+            sum
+        });
+    }
+
+    #[test]
+    fn libraries_are_named_in_their_first_line() {
+        for (source, name) in [
+            ("#!lua name=mylib\nredis.register_function('f', f)", Some("mylib")),
+            ("#!lua  engine=x name=my_lib \r\n", Some("my_lib")),
+            ("#!js name=other", Some("other")),
+            ("#!lua\nname=none", None),
+            ("redis.call('x')", None),
+            ("", None),
+        ] {
+            assert_eq!(library_name(source.as_bytes()).as_deref(), name, "{source}");
+        }
     }
 
     #[test]
     fn keys_that_are_about_to_go_are_not_compared() {
+        let far = Some(1 << 60);
         let (_, ours) = tally(&[
             (0, Class::String, None, 1),
             (0, Class::String, Some(5), 2),
             (0, Class::String, Some(12 * MINUTE), 4),
             (0, Class::String, Some(20 * MINUTE), 8),
-            (0, Class::String, Some(u64::MAX), 16),
-            (7, Class::String, None, 32),
+            (0, Class::String, far, 16),
+            (9, Class::String, None, 32),
         ]);
         let (_, theirs) = tally(&[
             (0, Class::String, None, 1),
             (0, Class::String, Some(20 * MINUTE), 8),
-            (0, Class::String, Some(u64::MAX), 16),
+            (0, Class::String, far, 16),
             (9, Class::String, None, 64),
         ]);
-        let databases = BTreeMap::from([(0, 5)]);
-        let same = ours.differences(&theirs, &databases, 12 * MINUTE + 10).unwrap();
-        assert_eq!(same, Comparison { differences: vec![], living: 3, left_out: 2 });
-        let Comparison { differences, .. } = ours.differences(&theirs, &databases, 11 * MINUTE).unwrap();
-        assert_eq!(differences, ["db 0: 3 strings instead of 4"]);
-        assert!(ours.differences(&theirs, &databases, 60 * 60 * 60 * 1000).is_none());
+        let same = ours.differences(&theirs, 12 * MINUTE + 10, SEED).unwrap();
+        assert_eq!(same, Comparison { differences: Differences::default(), living: 3, left_out: 2 });
+        let Comparison { differences, .. } = ours.differences(&theirs, 11 * MINUTE, SEED).unwrap();
+        assert_eq!(differences.words(), ["db 0: strings differ: 3 are there instead of 4"]);
+        assert!(ours.differences(&theirs, 60 * 60 * 60 * 1000, SEED).is_none());
+        // What lives on for long enough is named, as long as it does.
+        let (_, theirs) = tally(&[(0, Class::String, None, 1), (0, Class::String, Some(20 * MINUTE), 8)]);
+        for (at, words) in [
+            (12 * MINUTE, "db 0: k is not there (a string)"),
+            (80 * MINUTE, "db 0: strings differ: 1 are there instead of 2"),
+        ] {
+            assert_eq!(ours.differences(&theirs, at, SEED).unwrap().differences.words(), [words]);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Our own connection to a Redis server: what the `redis` crate cannot carry. After `+FULLRESYNC` the bytes are no longer RESP, and a
 //! value that is larger than our memory must be sent in pieces.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
@@ -95,6 +95,11 @@ impl Wire {
             reading: Reading { half: read, buffer: BytesMut::new(), server: server.clone() },
             writing: Writing { half: write, server },
         })
+    }
+
+    /// Our end of it.
+    pub(super) fn local_address(&self) -> Option<IpAddr> {
+        self.reading.half.local_addr().ok().map(|address| address.ip())
     }
 
     /// Sends a command and waits for its answer; an error is one.

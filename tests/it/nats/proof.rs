@@ -198,6 +198,14 @@ const SPOILT: &[Spoilt] = &[
         &["consumer `worker`: `max_ack_pending` was 500 and is 77"],
     ),
     (
+        "a consumer is one too many",
+        |server| {
+            let config = json!({ "durable_name": "more", "ack_policy": "explicit" });
+            server.ask("CONSUMER.DURABLE.CREATE.JOBS.more", &json!({ "stream_name": JOBS, "config": config }));
+        },
+        &["consumer `more` is there and was not captured"],
+    ),
+    (
         "the stream has another limit",
         |server| change(server, "max_msgs", json!(5000)),
         &["its configuration: `max_msgs` was -1 and is 5000"],
@@ -356,8 +364,11 @@ fn an_archive_with_other_messages() {
             let verified = workspace.run(&["verify", "latest", "--level", "content"]).output().assert_code(3);
             assert!(verified.stdout.contains("streams/JOBS"), "{}", verified.text());
             let scratch = Nats::start(V215);
-            let error = try_proof(&workspace, &backup, &scratch, scratch.port()).unwrap_err().to_string();
-            assert!(error.contains("`JOBS` is not what was captured"), "{error}");
+            let proof = try_proof(&workspace, &backup, &scratch, scratch.port()).unwrap();
+            let [StreamProof { stream, differences, .. }] = &proof.streams[..] else { panic!("{proof:?}") };
+            assert_eq!(stream, JOBS);
+            assert!(differences[0].contains("its stored archive is not what was captured"), "{differences:?}");
+            assert_eq!(scratch.streams(), Vec::<String>::new());
             let target = Nats::start(V215);
             restore(&workspace, &target, &[]).output().assert_error(1, &["`JOBS` is not what was captured"]);
             assert_eq!(target.streams(), Vec::<String>::new());
@@ -384,6 +395,22 @@ fn an_archive_that_lacks_what_the_manifest_says() {
             "consumer `worker`: `max_ack_pending` was 501 and is 500",
         ),
         (|detail| detail["state"]["last_seq"] = 30.into(), "its last sequence is 20 and was 30"),
+        // What stands nowhere else is known by its fingerprint.
+        (
+            |detail| detail["config"]["max_msgs"] = 7.into(),
+            "its configuration in the manifest is not the one that was captured",
+        ),
+        (
+            |detail| detail["consumers"] = json!([]),
+            "consumer `worker` was captured, and the manifest does not tell of it",
+        ),
+        (
+            |detail| {
+                detail["consumers"] = json!([]);
+                detail["told"]["consumers"] = json!({});
+            },
+            "consumer `worker` is there and was not captured",
+        ),
     ];
     let blocks: &[(Change, &str)] = &[
         (|detail| detail["config"]["max_msgs"] = 7.into(), "its archive's configuration: `max_msgs` was 7 and is 1000"),
@@ -416,12 +443,11 @@ fn a_server_that_is_too_old_is_refused() {
     let workspace = initialised(Mode::Clear, &source);
     let backup = back_up(&workspace);
     let scratch = Nats::start(V214);
-    scratch.ask("STREAM.CREATE.JOBS", &json!({ "name": JOBS }));
     let error = try_proof(&workspace, &backup, &scratch, scratch.port()).unwrap_err().to_string();
     for word in ["2.14.6", "2.15.1", "127.0.0.1"] {
         assert!(error.contains(word), "{error}");
     }
-    assert_eq!(scratch.streams(), [JOBS], "what is there was not touched");
+    assert_eq!(scratch.streams(), Vec::<String>::new(), "nothing was sent");
 }
 
 /// Messages whose own time is over do not come back, and that is no difference; a message that has no such time must.
@@ -439,4 +465,41 @@ fn messages_with_a_time_of_their_own() {
     wait_for("one to be over", SOON, || (source.messages(JOBS) == 2).then_some(()));
     let proofs = proven(&workspace, &backup, &Nats::start(V215));
     assert_eq!(proofs[0].notes, ["1 message not there any more: their time is over"], "{proofs:?}");
+}
+
+/// A stream that somebody took out of the manifest, with its archive.
+#[test]
+fn a_stream_of_which_the_manifest_does_not_tell() {
+    let source = with_jobs(V215);
+    source.ask("STREAM.CREATE.OTHER", &json!({ "name": "OTHER", "subjects": ["other"] }));
+    source.publish("other", b"x");
+    let workspace = initialised(Mode::Clear, &source);
+    let backup = back_up(&workspace);
+    let scratch = Nats::start(V215);
+    proven(&workspace, &backup, &scratch);
+    forge::change_manifest(&workspace, &backup, "messages", |manifest| {
+        let artifacts = manifest["artifacts"].as_array_mut().unwrap();
+        artifacts.retain(|artifact| artifact["path"] != "streams/OTHER");
+    });
+    let proof = try_proof(&workspace, &backup, &scratch, scratch.port()).unwrap();
+    let told = proof.streams.iter().find(|stream| stream.stream == "OTHER").unwrap();
+    assert_eq!(told.differences, ["was captured, and the manifest does not tell of it"]);
+}
+
+/// A consumer that a server removes when nobody uses it is no difference, where the archive has it.
+#[test]
+fn a_consumer_that_goes_by_itself() {
+    for version in NatsVersion::ENDS {
+        let source = with_jobs(version);
+        let config = json!({ "ack_policy": "explicit", "inactive_threshold": 4_000_000_000_u64 });
+        let made = source.ask("CONSUMER.CREATE.JOBS", &json!({ "stream_name": JOBS, "config": config }));
+        let name = made["name"].as_str().unwrap().to_owned();
+        let workspace = initialised(Mode::Clear, &source);
+        let backup = back_up(&workspace);
+        let scratch = Nats::start(version);
+        let differences = spoilt(&workspace, &backup, &scratch, |server| {
+            wait_for("the consumer to go", SOON, || (server.consumers(JOBS) == ["worker"]).then_some(()));
+        });
+        assert_eq!(differences, Vec::<String>::new(), "{name}");
+    }
 }

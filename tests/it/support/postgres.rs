@@ -84,6 +84,25 @@ impl Postgres {
         postgres
     }
 
+    /// Starts a standby of this server: a copy by `pg_basebackup`, which replays what it writes.
+    pub fn standby(&self) -> Self {
+        let folder = temp_folder();
+        for name in ["data", "s"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+            give_to_postgres(&folder.path().join(name));
+        }
+        let data = folder.path().join("data");
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o700)).unwrap();
+        let mut copying = process::bound_command(&tools::server_program(self.major, "pg_basebackup"), true);
+        copying.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "postgres", "-c", "fast", "-R", "-D"]);
+        let output = copying.arg(&data).env("PGPASSWORD", &self.password).output().expect("setpriv can be started");
+        assert!(output.status.success(), "pg_basebackup failed: {}", String::from_utf8_lossy(&output.stderr));
+        let mut standby = Self { major: self.major, port: 0, password: self.password.clone(), server: None, folder };
+        fs::copy(self.password_file(), standby.password_file()).unwrap();
+        standby.resume();
+        standby
+    }
+
     /// Starts the server again after [`Postgres::stop`]: the same data, on the port it had if that is still free.
     pub fn resume(&mut self) {
         assert!(self.server.is_none(), "the server runs");
@@ -103,7 +122,7 @@ impl Postgres {
                 }
                 // Line 8 of the file is the server's state, as pg_ctl reads it.
                 let pid_file = fs::read_to_string(self.folder.path().join("data/postmaster.pid")).ok()?;
-                (pid_file.lines().nth(7)?.trim() == "ready").then_some(true)
+                matches!(pid_file.lines().nth(7)?.trim(), "ready" | "standby").then_some(true)
             });
             if ready {
                 self.server = Some(server);

@@ -90,7 +90,11 @@ pub struct TcpProxy {
 impl TcpProxy {
     /// Listens on a free port of 127.0.0.1.
     pub fn start(target: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::start_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(), target)
+    }
+
+    /// Listens where it is told to.
+    pub fn start_on(listener: TcpListener, target: SocketAddr) -> Self {
         let address = listener.local_addr().unwrap();
         let state = Arc::new(TcpState::default());
         let shared = Arc::clone(&state);
@@ -114,6 +118,11 @@ impl TcpProxy {
     /// The port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.address.port()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Connections so far, without refused ones.

@@ -77,10 +77,42 @@ pub fn nats_server(version: NatsVersion) -> PathBuf {
     })
 }
 
+/// Prometheus.
+pub fn prometheus() -> PathBuf {
+    existing("/usr/bin/prometheus".into())
+}
+
+/// What checks Prometheus' files.
+pub fn promtool() -> PathBuf {
+    existing("/usr/bin/promtool".into())
+}
+
+/// Alertmanager.
+pub fn alertmanager() -> PathBuf {
+    existing("/usr/bin/prometheus-alertmanager".into())
+}
+
 /// Debian's Python with the packages that `scripts/tools` keeps for it, redis-py and nats-py among them, and nothing else around.
 pub fn python() -> Command {
     let mut command = Command::new(existing("/usr/bin/python3".into()));
     command.env_clear().envs([("PATH", "/usr/bin:/bin"), ("LC_ALL", "C.UTF-8"), ("TZ", "UTC")]);
     command.env("PYTHONPATH", existing(folder().join("python"))).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}
+
+/// `kubectl`, which carries kustomize.
+pub fn kubectl() -> PathBuf {
+    existing(folder().join("bin/kubectl"))
+}
+
+/// `hadolint`, which looks at Dockerfiles.
+pub fn hadolint() -> PathBuf {
+    existing(folder().join("bin/hadolint"))
+}
+
+/// Debian's Python with kubernetes-validate, the schemas of Kubernetes' objects, and nothing else around.
+pub fn python_k8s() -> Command {
+    let mut command = python();
+    command.env("PYTHONPATH", existing(folder().join("python-k8s")));
     command
 }

@@ -28,8 +28,12 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class, in the order of [`Class::code`].
+    pub(in super::super) const ALL: [Self; 7] =
+        [Self::String, Self::List, Self::Set, Self::Zset, Self::Hash, Self::Stream, Self::Module];
+
     /// What stands for the class in a hash. Never to be changed: fingerprints are stored.
-    pub(super) fn code(self) -> u128 {
+    pub(in super::super) fn code(self) -> u128 {
         match self {
             Self::String => 0,
             Self::List => 1,
@@ -39,6 +43,11 @@ impl Class {
             Self::Stream => 5,
             Self::Module => 6,
         }
+    }
+
+    /// The class of a [`Class::code`].
+    pub(in super::super) fn of_code(code: u128) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.code() == code)
     }
 }
 

@@ -24,7 +24,7 @@ mod walk;
 
 pub use self::{
     canonical::{Class, Digest},
-    walk::{KeyEnd, KeyHead, NEWEST, OLDEST, Visitor, Walked, walk},
+    walk::{KeyEnd, KeyHead, KeyParts, NEWEST, OLDEST, Visitor, Walked, walk},
 };
 
 /// A CRC64 in the making.

@@ -65,7 +65,9 @@ impl Visitor for Keep {
     fn end(&mut self, end: &KeyEnd<'_>) -> Result<(), String> {
         let (name, mut seen) = self.open.take().expect("an end belongs to a key");
         assert_eq!(seen.raw.len() as u64, end.length);
-        seen.class = Some(end.class);
+        assert_eq!((end.key, end.parts.db, end.parts.expiry), (&name.1[..], name.0, seen.expiry));
+        assert_eq!(end.parts.digest(SEED), end.digest);
+        seen.class = Some(end.parts.class);
         seen.digest = end.digest;
         seen.module = end.module.map(Into::into);
         self.keys.insert(name, seen);

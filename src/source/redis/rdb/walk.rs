@@ -53,17 +53,43 @@ pub struct KeyHead<'a> {
     pub offset: u64,
 }
 
+/// What the hash of a key is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct KeyParts {
+    /// Its database.
+    pub db: u64,
+    /// The hash of its name.
+    pub name: Digest,
+    /// When it expires, in milliseconds since 1970, at least 1; absent: never.
+    pub expiry: Option<u64>,
+    /// What its value is, whatever its encoding.
+    pub class: Class,
+    /// The hash of its canonical content; of a module's value: of the module's name.
+    pub content: Digest,
+}
+
+impl KeyParts {
+    /// The hash of all of them under the seed of the walk.
+    #[inline]
+    pub fn digest(&self, seed: u64) -> Digest {
+        // No expiry is 0, and one is at least 1.
+        let expiry = u128::from(self.expiry.unwrap_or(0));
+        canonical::of(seed, [u128::from(self.db), self.name, expiry, self.class.code(), self.content])
+    }
+}
+
 /// What is known of a key after its value is read.
 #[derive(Debug)]
 pub struct KeyEnd<'a> {
-    /// What the value is, whatever its encoding.
-    pub class: Class,
-    /// The hash of database, name, expiry, class and canonical content under the seed of the walk. Of a module's value: without
-    /// its content.
+    /// Its name.
+    pub key: &'a [u8],
+    /// What its hash is made of.
+    pub parts: KeyParts,
+    /// The hash of `parts`.
     pub digest: Digest,
-    /// The same hash of what is left of the key when every field that expires is gone (Redis 7.4 has TTLs of fields); absent
-    /// where nothing is. Without such fields it is `digest`.
-    pub lasting: Option<Digest>,
+    /// The hash of the content that is left when every field that expires is gone (Redis 7.4 has TTLs of fields), and that of the key with
+    /// this content; absent where nothing is left. Without such fields it is all of it.
+    pub lasting: Option<(Digest, Digest)>,
     /// The value's length as it stands in the file, in bytes.
     pub length: u64,
     /// For a module's value: the module type's name, as `MODULE`'s author gave it (9 characters).
@@ -233,16 +259,19 @@ fn one_key(input: &mut Input<'_>, seed: u64, head: Head, name: &mut Vec<u8>) -> 
     Text::begin(input)?.collect(input, MOST_KEY, name)?;
     let offset = input.offset();
     input.tell(|visitor| visitor.key(&KeyHead { db, key: name, expiry, kind, offset }))?;
-    // No expiry is 0, and one is at least 1.
-    let expiry = u128::from(expiry.unwrap_or(0));
-    let key = xxh3_128_with_seed(name, seed);
-    let whole = |content| canonical::of(seed, [u128::from(db), key, expiry, class.code(), content]);
-    input.begin_value(whole(0))?;
+    let name_digest = xxh3_128_with_seed(name, seed);
+    let with = |content| KeyParts { db, name: name_digest, expiry, class, content };
+    input.begin_value(with(0).digest(seed))?;
     let value = value::value(input, seed, kind)?;
     input.hand(false)?;
-    let (digest, lasting) = (whole(value.digest), value.lasting.map(whole));
-    let length = input.offset() - offset;
-    input.tell(|visitor| visitor.end(&KeyEnd { class, digest, lasting, length, module: value.module.as_deref() }))
+    let parts = with(value.digest);
+    let digest = parts.digest(seed);
+    let lasting = value.lasting.map(|content| match content == value.digest {
+        true => (content, digest),
+        false => (content, with(content).digest(seed)),
+    });
+    let (length, module) = (input.offset() - offset, value.module.as_deref());
+    input.tell(|visitor| visitor.end(&KeyEnd { key: name, parts, digest, lasting, length, module }))
 }
 
 /// The checksum at the end. Does the file have one?
