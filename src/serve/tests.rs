@@ -266,7 +266,9 @@ async fn a_store_that_is_away_is_asked_again_and_what_was_known_stays() {
     serving.a_while().await;
     assert_eq!(serving.shared.get().unready(), None);
     let of_sources = |text: String| -> Vec<String> {
-        text.lines().filter(|line| line.contains("source=")).map(str::to_owned).collect()
+        let mut lines: Vec<String> = text.lines().filter(|line| line.contains("source=")).map(str::to_owned).collect();
+        lines.sort();
+        lines
     };
     let before = text(&serving.shared.get(), Exposition::Prometheus);
     assert!(before.contains("altlas_backup_repository_readable 1"));
