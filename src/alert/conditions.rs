@@ -14,6 +14,7 @@ use crate::{
         AlertKey, AlertKind, Attempt, BackupId, CatalogEntry, Head, HeadSource, History, Level, Reason, Said,
         SnapshotState, SourceEvidence, Verdict,
     },
+    schedule,
 };
 
 /// How often something is to happen to a source, by its name; nothing where no schedule asks for it.
@@ -23,6 +24,20 @@ pub struct Expected {
     pub backup: BTreeMap<String, Duration>,
     /// A backup that is proved by a restore.
     pub proof: BTreeMap<String, Duration>,
+}
+
+impl Expected {
+    /// What the configured schedules promise from `now` on.
+    pub fn of(config: &Config, now: Timestamp) -> Self {
+        let mut expected = Self::default();
+        for name in config.sources.iter().map(|source| &source.name) {
+            let (backup, proof) =
+                (schedule::expected_interval(config, name, now), schedule::expected_proof_interval(config, name, now));
+            expected.backup.extend(backup.map(|interval| (name.to_string(), interval)));
+            expected.proof.extend(proof.map(|interval| (name.to_string(), interval)));
+        }
+        expected
+    }
 }
 
 /// What a clock that ran ahead has dated further into the future than this is passed over: it would hide all that comes after it.

@@ -163,7 +163,7 @@ async fn one_round(
     patience: Patience,
 ) {
     let config = &context.config;
-    let expected = Expected::default();
+    let expected = Expected::of(config, history.now);
     let mut all = conditions(history, config, &expected, history.now);
     all.extend(ended);
     let round = Round {
@@ -184,7 +184,7 @@ async fn one_round(
 /// Where the repository cannot be read, nobody knows what was told before: each run that fails for it tells so.
 async fn without_repository(context: &Context, run: Run, error: &Error, patience: &Patience) {
     let Condition { key, said, .. } = run.failed(error, Timestamp::now());
-    let expected = Expected::default();
+    let expected = Expected::of(&context.config, Timestamp::now());
     let message = Message::new(&context.config, &expected, &key, AlertState::Firing, &said);
     let (nobody, mut memory) = (HashSet::new(), Memory::new());
     tell_directly(&context.config, &key, &message, patience, &nobody, &mut memory).await;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,6 +17,7 @@ use super::{
     run,
 };
 use crate::{
+    config::Config,
     operation::{Context, Error},
     repository::{AlertState, History, Repository},
 };
@@ -70,6 +72,8 @@ pub struct Watch {
     /// Since when the repository cannot be read.
     outage: Option<Instant>,
     memory: Memory,
+    /// What schedules promise, as it was on this day since 1970.
+    expected: Option<(i64, Arc<Expected>)>,
     /// How runs ended that no tick has seen yet.
     ended: HashMap<Run, Ended>,
     undelivered: usize,
@@ -98,7 +102,7 @@ impl Watch {
         if config.alerts.receivers().is_empty() {
             return;
         }
-        let expected = Expected::default();
+        let expected = self.expected(config, history.now);
         let mut all = conditions(history, config, &expected, history.now);
         all.extend(self.ended.iter().filter_map(|(run, ended)| ended.condition(*run, history)));
         let now = Instant::now();
@@ -125,6 +129,15 @@ impl Watch {
                 self.note(left, Instant::now());
             }
             Err(error) => tracing::warn!("nobody was told of alerts: {error}"),
+        }
+    }
+
+    /// Worked out once a day: a year of runs may be many.
+    fn expected(&mut self, config: &Config, now: Timestamp) -> Arc<Expected> {
+        let today = now.as_second().div_euclid(24 * 3600);
+        match &self.expected {
+            Some((day, expected)) if *day == today => expected.clone(),
+            _ => self.expected.insert((today, Arc::new(Expected::of(config, now)))).1.clone(),
         }
     }
 
@@ -157,7 +170,8 @@ impl Watch {
     /// Tells every receiver that is to know and does not yet.
     async fn tell(&mut self, context: &Context, condition: &Condition, state: AlertState) {
         let config = &context.config;
-        let message = Message::new(config, &Expected::default(), &condition.key, state, &condition.said);
+        let expected = self.expected(config, Timestamp::now());
+        let message = Message::new(config, &expected, &condition.key, state, &condition.said);
         let (patience, resting) = (Patience::none(), self.resting(Instant::now()));
         self.undelivered = tell_directly(config, &condition.key, &message, &patience, &resting, &mut self.memory).await;
     }

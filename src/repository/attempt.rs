@@ -133,7 +133,7 @@ impl Records {
     /// What the store says.
     pub async fn list(repository: &Repository) -> Result<Self, RepositoryError> {
         let mut objects = Vec::new();
-        for folder in [layout::BACKUPS, layout::VERIFICATIONS, layout::ATTEMPTS] {
+        for folder in [layout::BACKUPS, layout::TOMBSTONES, layout::VERIFICATIONS, layout::ATTEMPTS] {
             repository.store().list(folder, &mut |info| objects.push(info)).await?;
         }
         let epochs = repository.store().list_dirs(layout::EPOCHS).await?;

@@ -27,7 +27,7 @@ use jiff::Timestamp;
 
 use crate::{
     config::{Config, ScheduleConfig, SourceName},
-    repository::RepositoryId,
+    repository::{Level, RepositoryId},
 };
 use times::Times;
 
@@ -48,8 +48,22 @@ pub fn delay(repository: &RepositoryId, schedule: &ScheduleConfig) -> Duration {
 /// The longest time between two runs that follow each other, of all schedules of this source, over the next year or so: how old its
 /// last backup may be where nothing is wrong, but for the time that a backup takes. `None` where no schedule is for it, or it never runs.
 pub fn expected_interval(config: &Config, source: &SourceName, now: Timestamp) -> Option<Duration> {
-    let schedules: Vec<&ScheduleConfig> =
-        config.schedules.iter().filter(|schedule| !schedule.chooses([source]).is_empty()).collect();
+    longest_of(config, source, now, |_| true)
+}
+
+/// The same of its proofs: of the schedules that verify by restore.
+pub fn expected_proof_interval(config: &Config, source: &SourceName, now: Timestamp) -> Option<Duration> {
+    longest_of(config, source, now, |schedule| schedule.verify == Some(Level::Restore))
+}
+
+fn longest_of(
+    config: &Config,
+    source: &SourceName,
+    now: Timestamp,
+    counts: impl Fn(&ScheduleConfig) -> bool,
+) -> Option<Duration> {
+    let is_for = |schedule: &&ScheduleConfig| counts(schedule) && !schedule.chooses([source]).is_empty();
+    let schedules: Vec<&ScheduleConfig> = config.schedules.iter().filter(is_for).collect();
     let times: Vec<Times<'_>> = schedules.iter().map(|schedule| Times::of(schedule, Duration::ZERO)).collect();
     let gap = times::longest_gap(&times, now, INTERVAL_DAYS)?;
     // The delay of one schedule is between each two of its runs alike; those of several are not.

@@ -53,8 +53,8 @@ pub trait Runner: Send + Sync + 'static {
         cancel: &CancellationToken,
         progress: &Arc<Progress>,
     ) -> Result<Option<BackupId>, Error>;
-    /// Tells whoever is to be told of what a look showed.
-    async fn alert(&self, read: &Read);
+    /// Tells whoever is to be told of what a look showed, or that it showed nothing; gives how much a receiver could not be told yet.
+    async fn alert(&self, look: Result<&Read, &Error>) -> usize;
     /// Bytes of all objects of the repository.
     async fn size(&self) -> Result<u64, Error>;
 }
@@ -71,7 +71,7 @@ enum Kind {
 enum Ended {
     Looked(Result<Read, Error>),
     Ran(Result<Option<BackupId>, Error>),
-    Alerted,
+    Alerted(usize),
     Measured(Result<u64, Error>),
 }
 
@@ -225,8 +225,14 @@ impl Daemon {
             (Kind::Look, ended) => {
                 let is_old = std::mem::take(&mut self.look_again);
                 match ended {
-                    Ok(Ended::Looked(Ok(read))) => self.saw(read, is_old),
-                    Ok(Ended::Looked(Err(error))) => self.saw_nothing(&with_hint(&error)),
+                    Ok(Ended::Looked(Ok(read))) => {
+                        self.saw(&read, is_old);
+                        self.alert(Ok(read));
+                    }
+                    Ok(Ended::Looked(Err(error))) => {
+                        self.saw_nothing(&with_hint(&error));
+                        self.alert(Err(error));
+                    }
                     Ok(_) => {}
                     Err(panic) => self.saw_nothing(&format!("the look ended by a panic: {panic}")),
                 }
@@ -240,6 +246,9 @@ impl Daemon {
             (Kind::Measure, Ok(Ended::Measured(Err(error)))) => {
                 tracing::warn!("the size of the repository is not known: {error}");
             }
+            (Kind::Alert, Ok(Ended::Alerted(undelivered))) => {
+                self.shared.change(|observed| observed.undelivered = undelivered);
+            }
             (Kind::Alert | Kind::Measure, Err(panic)) => tracing::error!("a task ended by a panic: {panic}"),
             (Kind::Alert | Kind::Measure, Ok(_)) => {}
         }
@@ -251,7 +260,7 @@ impl Daemon {
     }
 
     /// A look; an old one shows the past, and nothing is begun on its word.
-    fn saw(&mut self, read: Read, is_old: bool) {
+    fn saw(&mut self, read: &Read, is_old: bool) {
         let (history, now) = (&read.history, read.history.now);
         if !is_old {
             let seen = self.ended.drain(..).map(|(key, outcome)| Tried { key, ended: now, outcome });
@@ -267,19 +276,20 @@ impl Daemon {
             self.forget(&plan, history);
             self.begin(&plan);
         }
-        if !self.is_doing(|kind| matches!(kind, Kind::Alert)) {
-            let (runner, read) = (self.runner.clone(), read.clone());
-            self.spawn(Kind::Alert, async move {
-                runner.alert(&read).await;
-                Ended::Alerted
-            });
-        }
         if self.measured.is_none_or(|at| at.elapsed() >= MEASURE_EVERY)
             && !self.is_doing(|kind| matches!(kind, Kind::Measure))
         {
             self.measured = Some(Instant::now());
             let runner = self.runner.clone();
             self.spawn(Kind::Measure, async move { Ended::Measured(runner.size().await) });
+        }
+    }
+
+    /// Receivers may take their time; those that are still being told hear of this look by the next one.
+    fn alert(&mut self, look: Result<Read, Error>) {
+        if !self.is_doing(|kind| matches!(kind, Kind::Alert)) {
+            let runner = self.runner.clone();
+            self.spawn(Kind::Alert, async move { Ended::Alerted(runner.alert(look.as_ref()).await) });
         }
     }
 

@@ -208,6 +208,11 @@ pub(super) fn text(observed: &Observed, exposition: Exposition) -> String {
         "Bytes of all objects of the repository; counted once an hour, and after a backup or a prune of this process",
         observed.bytes.map(|bytes| bytes as f64),
     );
+    metrics.one(
+        "altlas_backup_alerts_undelivered",
+        "Changes that a receiver of alerts could not be told of yet",
+        observed.undelivered as f64,
+    );
     of_all_sources(&mut metrics, observed.known.as_ref().map_or(&[], |known| known.facts.as_slice()));
     let mut text = String::new();
     let written = match exposition {

@@ -11,10 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::daemon::{Read, Runner};
 use crate::{
-    operation::{self, BackupReport, Context, Error, VerifyReport},
+    alert::{Run, Watch},
+    operation::{self, BackupReport, Context, Error, PruneArguments, PruneReport, VerifyReport},
     pipeline::Progress,
     report,
-    repository::{BackupId, BackupState, History, Level, Records, Repository, RepositoryId, Selector, Verdict},
+    repository::{BackupId, BackupState, History, Level, Records, Repository, Selector, Verdict},
     schedule::{Due, Task},
 };
 
@@ -23,7 +24,8 @@ const READ_ALL_EVERY: Duration = Duration::from_secs(3600);
 
 /// What was read, and by what it is known that it is so still.
 struct Kept {
-    repository: RepositoryId,
+    /// As it was opened last.
+    repository: Arc<Repository>,
     records: Records,
     history: Arc<History>,
     at: Instant,
@@ -33,24 +35,46 @@ struct Kept {
 pub struct Operations {
     context: Context,
     kept: Mutex<Option<Kept>>,
+    watch: Mutex<Watch>,
 }
 
 impl Operations {
     /// With what the operations need; the token and the counters of each run are its own.
     pub fn new(context: &Context) -> Self {
-        Self { context: context.clone(), kept: Mutex::new(None) }
+        Self { context: context.clone(), kept: Mutex::new(None), watch: Mutex::new(Watch::new()) }
     }
 
     /// What a look that listed the same saw, at the store's time that it is now.
-    async fn kept(&self, repository: &Repository, records: &Records) -> Result<Option<Arc<History>>, Error> {
+    async fn kept(&self, repository: &Arc<Repository>, records: &Records) -> Result<Option<Arc<History>>, Error> {
         let mut kept = self.kept.lock().await;
-        let id = &repository.mark().repository;
-        let fits =
-            |kept: &&mut Kept| kept.repository == *id && kept.records == *records && kept.at.elapsed() < READ_ALL_EVERY;
+        let fits = |kept: &&mut Kept| {
+            kept.repository.mark().repository == repository.mark().repository
+                && kept.records == *records
+                && kept.at.elapsed() < READ_ALL_EVERY
+        };
         let Some(kept) = kept.as_mut().filter(fits) else { return Ok(None) };
         let now = repository.store().now().await?;
+        kept.repository = repository.clone();
         kept.history = Arc::new(History { now, ..(*kept.history).clone() });
         Ok(Some(kept.history.clone()))
+    }
+
+    async fn carry_out(&self, task: &Task, context: &Context) -> Result<Option<BackupId>, Error> {
+        match task {
+            Task::Backup { sources, .. } => {
+                let made = operation::backup(context, sources).await?;
+                say_backup(&made);
+                Ok(Some(made.backup))
+            }
+            Task::Verify { backup, level } => {
+                say_verified(&verify(context, backup, *level).await?);
+                Ok(None)
+            }
+            Task::Prune => {
+                say_pruned(&prune(context).await?);
+                Ok(None)
+            }
+        }
     }
 }
 
@@ -58,7 +82,7 @@ impl Operations {
 impl Runner for Operations {
     async fn read(&self) -> Result<Read, Error> {
         // Opened each time: credentials may have been renewed, or the repository replaced.
-        let repository = self.context.repository().await?;
+        let repository = Arc::new(self.context.repository().await?);
         let id = repository.mark().repository.clone();
         // Listed before it is read: what comes in between is then seen by the next look.
         let records = Records::list(&repository).await?;
@@ -66,7 +90,7 @@ impl Runner for Operations {
             return Ok(Read { repository: id, history });
         }
         let history = Arc::new(History::read(&repository).await?);
-        let kept = Kept { repository: id.clone(), records, history: history.clone(), at: Instant::now() };
+        let kept = Kept { repository, records, history: history.clone(), at: Instant::now() };
         *self.kept.lock().await = Some(kept);
         Ok(Read { repository: id, history })
     }
@@ -77,20 +101,33 @@ impl Runner for Operations {
         cancel: &CancellationToken,
         progress: &Arc<Progress>,
     ) -> Result<Option<BackupId>, Error> {
+        let began = tokio::time::Instant::now();
         let context = Context { cancel: cancel.clone(), progress: progress.clone(), ..self.context.clone() };
-        match &due.task {
-            Task::Backup { sources, .. } => {
-                let made = operation::backup(&context, sources).await?;
-                say_backup(&made);
-                return Ok(Some(made.backup));
-            }
-            Task::Verify { backup, level } => say_verified(&verify(&context, backup, *level).await?),
-            Task::Prune => prune(&context).await?,
+        let done = self.carry_out(&due.task, &context).await;
+        if !matches!(done, Err(Error::Interrupted)) {
+            let run = match due.task {
+                Task::Backup { .. } => Run::Backup,
+                Task::Verify { .. } => Run::Verify,
+                Task::Prune => Run::Prune,
+            };
+            self.watch.lock().await.ended(run, began, done.as_ref().err());
         }
-        Ok(None)
+        done
     }
 
-    async fn alert(&self, _read: &Read) {}
+    async fn alert(&self, look: Result<&Read, &Error>) -> usize {
+        let mut watch = self.watch.lock().await;
+        match look {
+            Err(error) => watch.unreadable(&self.context, error).await,
+            Ok(read) => {
+                let repository = self.kept.lock().await.as_ref().map(|kept| kept.repository.clone());
+                if let Some(repository) = repository {
+                    watch.tick(&self.context, &repository, &read.history).await;
+                }
+            }
+        }
+        watch.undelivered()
+    }
 
     async fn size(&self) -> Result<u64, Error> {
         let store = self.context.store()?;
@@ -113,8 +150,13 @@ async fn verify(context: &Context, backup: &BackupId, level: Level) -> Result<Ve
     }
 }
 
-async fn prune(_context: &Context) -> Result<(), Error> {
-    Ok(())
+/// Nothing of it needs cleaning up: what was removed is removed, and the rest is by the next one.
+async fn prune(context: &Context) -> Result<PruneReport, Error> {
+    let arguments = PruneArguments::default();
+    tokio::select! {
+        pruned = operation::prune(context, &arguments) => pruned,
+        () = context.cancel.cancelled() => Err(Error::Interrupted),
+    }
 }
 
 fn say_backup(made: &BackupReport) {
@@ -159,4 +201,10 @@ fn say_verified(found: &VerifyReport) {
             tracing::warn!("backup {id}, `{name}`: {what}{hint}");
         }
     }
+}
+
+fn say_pruned(done: &PruneReport) {
+    let expired = done.retention.iter().flat_map(|plan| plan.expired()).count() as u64;
+    let took = report::duration(Duration::from_secs_f64(done.seconds));
+    tracing::info!("retention: {} expired, in {took}", report::count(expired, "backup"));
 }

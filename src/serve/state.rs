@@ -45,6 +45,8 @@ pub(super) struct Observed {
     pub(super) problem: Option<String>,
     /// Bytes of all objects.
     pub(super) bytes: Option<u64>,
+    /// Changes that a receiver of alerts could not be told of yet.
+    pub(super) undelivered: usize,
     pub(super) doing: Option<Doing>,
 }
 
@@ -80,6 +82,7 @@ impl Shared {
             known: None,
             problem: None,
             bytes: None,
+            undelivered: 0,
             doing: None,
         }))
     }

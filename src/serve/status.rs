@@ -25,6 +25,10 @@ pub(super) fn page(observed: &Observed) -> String {
         let since = report::duration(doing.since.elapsed());
         line(format!("now, for {since}: {} ({})", doing.what, progress(&doing.progress)));
     }
+    if observed.undelivered > 0 {
+        let changes = report::count(observed.undelivered as u64, "change");
+        line(format!("alerts: {changes} could not be told yet"));
+    }
     if let Some(bytes) = observed.bytes {
         line(format!("all objects: {}", report::bytes(bytes)));
     }

@@ -136,8 +136,9 @@ impl Runner for Fake {
         ended.map(|()| made)
     }
 
-    async fn alert(&self, _: &Read) {
+    async fn alert(&self, look: Result<&Read, &Error>) -> usize {
         self.alerts.fetch_add(1, Ordering::SeqCst);
+        usize::from(look.is_err())
     }
 
     async fn size(&self) -> Result<u64, Error> {
@@ -279,6 +280,7 @@ async fn a_store_that_is_away_is_asked_again_and_what_was_known_stays() {
     assert_eq!(of_sources(after), of_sources(before), "facts stay facts");
     assert_eq!(fake.done(), ALL, "nothing is begun on the word of an old look");
     assert_eq!(serving.shared.get().hangs(), None, "the daemon itself is well");
+    serving.until("somebody to be told", |observed, _| observed.undelivered == 1).await;
 
     fake.is_down.store(false, Ordering::SeqCst);
     serving.until("the night", |_, fake| fake.done().len() >= 6).await;
@@ -385,6 +387,7 @@ fn metrics_have_their_names() {
     };
     let version = env!("CARGO_PKG_VERSION");
     let want = [
+        "alerts_undelivered 0",
         &format!("build_info{{version=\"{version}\"}} 1"),
         "expected_interval_seconds{source=\"a\"} 86400",
         "expected_interval_seconds{source=\"b\"} 86400",

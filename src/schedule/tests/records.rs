@@ -143,6 +143,6 @@ impl Records {
         let verdicts = Verdicts::new(&catalog, self.evidence.clone());
         let mut attempts = self.attempts.clone();
         attempts.sort_by_key(|attempt| attempt.started);
-        History { now, catalog, verdicts, attempts }
+        History { now, created: Timestamp::default(), catalog, verdicts, attempts }
     }
 }

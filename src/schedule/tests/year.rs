@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    repository::{History, Level, SnapshotState, Verdict},
+    repository::{BackupId, Head, History, Level, SnapshotState, Verdict, retention},
 };
 
 /// Both changes of a clock, and a leap day: a year from here has them.
@@ -83,7 +83,7 @@ impl<'a> World<'a> {
     fn new(story: &'a Story, seed: u64) -> Self {
         let config = config(
             &["a", "b"],
-            "[[schedule]]\nname = \"nightly\"\ncron = \"30 2 * * *\"\ntimezone = \"Europe/Berlin\"\n[retention]\nlast = 3\n",
+            "[[schedule]]\nname = \"nightly\"\ncron = \"30 2 * * *\"\ntimezone = \"Europe/Berlin\"\n[retention]\nlast = 3\ndaily = 7\nweekly = 4\nmonthly = 12\n",
         );
         Self {
             config,
@@ -198,16 +198,26 @@ impl<'a> World<'a> {
             Change::Pruned { due } => {
                 let tried = Tried { key: due.key(), ended: now, outcome: Outcome::Done };
                 self.processes[process].own.tried.push(tried);
-                self.forget_the_old(now);
+                self.prune(now);
             }
         }
     }
 
-    /// What the planner does not look at any more, so that the year is not longer than it must be.
-    fn forget_the_old(&mut self, now: Timestamp) {
+    /// What retention lets expire goes, and takes no source's last verified snapshot with it.
+    fn prune(&mut self, now: Timestamp) {
+        let history = self.records.history(now);
+        let pruned = retention::plan(&history, self.config.retention.as_ref().unwrap(), now);
+        assert_eq!(pruned.too_many, []);
+        let expired: Vec<BackupId> = pruned.expired().map(|backup| backup.backup.clone()).collect();
+        for source in ["a", "b"] {
+            let proves = |head: &&Head| head.source(source).is_some_and(|of| history.verdicts.proves(head, of));
+            let last_verified = history.catalog.heads().find(proves).map(|head| &head.backup);
+            assert!(last_verified.is_none_or(|id| !expired.contains(id)), "{last_verified:?} of {source}");
+        }
+        self.records.heads.retain(|head| !expired.contains(&head.backup));
+        let heads = &self.records.heads;
+        self.records.evidence.retain(|evidence| heads.iter().any(|head| head.backup == evidence.backup));
         let old = now - (24 * 10).hours();
-        self.records.heads.retain(|head| head.started > old);
-        self.records.evidence.retain(|evidence| evidence.finished > old);
         self.records.attempts.retain(|attempt| attempt.started > old);
     }
 
@@ -266,6 +276,30 @@ fn every_night_of_a_quiet_year_has_one_backup() {
     // The first one is made up for at once: it was before the year.
     assert_eq!(world.begun.len(), 367);
     assert_eq!(world.verified, 367);
+    // The last seven days, four weeks (which begin on Monday) and twelve months, of each the newest.
+    let nights = nights();
+    let berlin = jiff::tz::TimeZone::get("Europe/Berlin").unwrap();
+    let day = |night: &Timestamp| berlin.to_datetime(*night).date();
+    let mut kept: Vec<civil::Date> = world.records.heads.iter().map(|head| day(&head.started)).collect();
+    kept.sort();
+    let mut newest_first: Vec<civil::Date> = nights.iter().map(day).collect();
+    newest_first.reverse();
+    let monday = |day: &civil::Date| *day - i64::from(day.weekday().to_monday_zero_offset()).days();
+    let newest_of = |group: &dyn Fn(&civil::Date) -> civil::Date, most: usize| -> Vec<civil::Date> {
+        let mut groups = Vec::new();
+        let is_first = |day: &&civil::Date| {
+            let is_new = !groups.contains(&group(day));
+            groups.push(group(day));
+            is_new
+        };
+        newest_first.iter().filter(is_first).take(most).copied().collect()
+    };
+    let mut want = newest_of(&|day| *day, 7);
+    want.extend(newest_of(&monday, 4));
+    want.extend(newest_of(&|day| day.first_of_month(), 12));
+    want.sort();
+    want.dedup();
+    assert_eq!(kept, want);
 }
 
 #[test]
