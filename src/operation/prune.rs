@@ -175,3 +175,20 @@ pub async fn undo_expiry(context: &Context, prefix: &str) -> Result<UndoReport, 
     let (head, restored) = repository.undo_expiry(&id, context.config.repository.grace).await?;
     Ok(UndoReport { backup: head.backup, restored })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_send<T: Send>(_: &T) {}
+
+    /// The daemon runs it as a task of its own. That this compiles is the test.
+    #[test]
+    fn it_can_be_spawned() {
+        let check = |context: &Context, arguments: &PruneArguments| {
+            is_send(&prune(context, arguments));
+            is_send(&undo_expiry(context, "20261123"));
+        };
+        let _ = check;
+    }
+}

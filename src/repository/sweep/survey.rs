@@ -185,8 +185,10 @@ async fn read_manifests(
     epoch: &Epoch,
     some_may_miss: bool,
 ) -> Result<Names, RepositoryError> {
-    let sources = head.sources.iter().filter(|source| source.manifest.is_some());
-    let reads: Vec<_> = sources.map(|source| read_manifest(repository, head, epoch, source, some_may_miss)).collect();
+    let mut reads = Vec::new();
+    for source in head.sources.iter().filter(|source| source.manifest.is_some()) {
+        reads.push(read_manifest(repository, head, epoch, source, some_may_miss));
+    }
     let marks: Vec<Vec<PartMark>> = stream::iter(reads).buffer_unordered(PARALLEL_READS).try_collect().await?;
     Ok((Some(head.epoch.clone()), marks.concat()))
 }

@@ -57,7 +57,8 @@ struct State {
     now: Timestamp,
     objects: BTreeMap<String, (Bytes, Timestamp)>,
     awake: BTreeSet<usize>,
-    asleep: BTreeMap<usize, Timestamp>,
+    /// When each wakes; several calls of one may sleep at once.
+    asleep: BTreeSet<(Timestamp, usize)>,
 }
 
 impl World {
@@ -67,7 +68,7 @@ impl World {
             now: "2026-11-01T01:00:00Z".parse().unwrap(),
             objects: BTreeMap::new(),
             awake: BTreeSet::new(),
-            asleep: BTreeMap::new(),
+            asleep: BTreeSet::new(),
         };
         Arc::new(Self { state: Mutex::new(state) })
     }
@@ -86,21 +87,23 @@ impl World {
 
     /// Somebody sleeps so long by the store's clock. Where all sleep, the clock goes to the first who wakes.
     async fn sleep(&self, actor: usize, seconds: i64) {
-        {
+        let mine = {
             let mut state = self.lock();
-            let wakes = state.now + SignedDuration::from_secs(seconds);
+            let mine = (state.now + SignedDuration::from_secs(seconds), actor);
             state.awake.remove(&actor);
-            state.asleep.insert(actor, wakes);
-        }
+            state.asleep.insert(mine);
+            mine
+        };
         loop {
             {
                 let mut state = self.lock();
-                if state.awake.is_empty() {
-                    let first = *state.asleep.values().min().unwrap();
-                    state.now = state.now.max(first);
+                // Those whose time has come, and calls that were given up in their sleep.
+                let now = state.now;
+                state.asleep.retain(|(wakes, _)| *wakes > now);
+                if state.awake.is_empty() && mine.0 > now {
+                    state.now = state.asleep.first().map_or(mine.0, |(wakes, _)| *wakes);
                 }
-                if state.asleep[&actor] <= state.now {
-                    state.asleep.remove(&actor);
+                if mine.0 <= state.now {
                     state.awake.insert(actor);
                     return;
                 }
@@ -155,7 +158,11 @@ impl View {
             let suspended = random.random_range(0..25) == 0;
             (random.random_range(0..4), random.random_range(0..600), suspended)
         });
-        self.world.lock().now += SignedDuration::from_secs(seconds);
+        {
+            let mut state = self.world.lock();
+            state.awake.insert(self.actor);
+            state.now += SignedDuration::from_secs(seconds);
+        }
         for _ in 0..yields {
             tokio::task::yield_now().await;
         }
@@ -404,14 +411,8 @@ fn live(seed: u64) -> Journal {
     runtime.block_on(async {
         Repository::init(calm(9).store(), Keyring::default()).await.unwrap();
         world.lock().awake.clear();
-        let mut actors = tokio::task::JoinSet::new();
-        for actor in 0..5 {
-            world.lock().awake.insert(actor);
-            actors.spawn(act(world.clone(), actor, journal.clone()));
-        }
-        while let Some(ended) = actors.join_next().await {
-            ended.unwrap();
-        }
+        world.lock().awake.extend(0..5);
+        futures::future::join_all((0..5).map(|actor| act(world.clone(), actor, journal.clone()))).await;
         let repository = Repository::open(calm(9).store(), Keyring::default()).await.unwrap();
         let catalog = Catalog::read(&repository).await.unwrap();
         let (mut heads, mut tombstones) = (BTreeSet::new(), BTreeSet::new());

@@ -56,13 +56,13 @@ impl Mode {
     }
 }
 
-/// Everything is but small records, which tell no more than ids, times, sizes, digests and words for what happened.
+/// Everything is but some small records, which tell no more than ids, times, sizes, counts and digests.
 fn is_protected(key: &str) -> bool {
     let key = key.strip_suffix(".age").unwrap_or(key);
+    let record = |folder: &str| key.starts_with(folder) && key.ends_with(".json");
     let clear = key == "altlas.json" || key.ends_with("/epoch.json") || key.ends_with("/head.json");
-    let told = ["attempts/", "alerts/"].iter().any(|folder| key.starts_with(folder));
-    let evidence = key.starts_with("verifications/") && key.ends_with(".json");
-    !clear && !told && !evidence
+    let small = ["tombstones/", "attempts/", "verifications/", "alerts/"].into_iter().any(record);
+    !clear && !small
 }
 
 /// The two identities of the machine that a repository is encrypted for.
