@@ -49,6 +49,7 @@ impl Rest {
 /// How a run ended.
 struct Ended {
     began: Instant,
+    at: Instant,
     /// Absent: well. With nothing in it: with an error that is nobody's business.
     failed: Option<Option<Condition>>,
 }
@@ -90,21 +91,23 @@ impl Watch {
         self.undelivered
     }
 
-    /// Takes note of how a run that began at `began` ended, for the next tick.
+    /// Takes note of how a run that began at `began` has just ended, for the next tick that can know what it left.
     pub fn ended(&mut self, run: Run, began: Instant, error: Option<&Error>) {
         let failed = error.map(|error| run::is_alarming(error).then(|| run.failed(error, Timestamp::now())));
-        self.ended.insert(run, Ended { began, failed });
+        self.ended.insert(run, Ended { began, at: Instant::now(), failed });
     }
 
-    /// Looks at the repository as `history` has it, and tells what changed. Whatever comes of it is only said in the log, and counted.
-    pub async fn tick(&mut self, context: &Context, repository: &Repository, history: &History) {
+    /// Looks at the repository as `history` has it, whose reading began at `read`, and tells what changed. Whatever comes of it is only said
+    /// in the log, and counted.
+    pub async fn tick(&mut self, context: &Context, repository: &Repository, history: &History, read: Instant) {
         let config = &context.config;
         if config.alerts.receivers().is_empty() {
             return;
         }
         let expected = self.expected(config, history.now);
         let mut all = conditions(history, config, &expected, history.now);
-        all.extend(self.ended.iter().filter_map(|(run, ended)| ended.condition(*run, history)));
+        let seen = self.ended.iter().filter(|(_, ended)| ended.at <= read);
+        all.extend(seen.filter_map(|(run, ended)| ended.condition(*run, history)));
         let now = Instant::now();
         let remind = self.reminded.is_none_or(|at| now.duration_since(at) >= REMIND_EVERY);
         let round = Round {
@@ -122,7 +125,7 @@ impl Watch {
         self.tell(context, &Run::Serve.ended(history.now), AlertState::Resolved).await;
         match round.carry_out(&all, &mut self.memory).await {
             Ok(left) => {
-                self.ended.clear();
+                self.ended.retain(|_, ended| ended.at > read);
                 if remind {
                     self.reminded = Some(now);
                 }

@@ -291,26 +291,30 @@ impl Repository {
     /// # Errors
     /// What the store says.
     pub async fn alerts(&self) -> Result<AlertJournal, RepositoryError> {
-        let mut keys = Vec::new();
-        self.store().list(layout::ALERTS, &mut |info| keys.push(info.key)).await?;
-        let mut journal = AlertJournal::default();
-        keys.iter().filter_map(|key| layout::alert_object(key)).for_each(|(key, number, _)| journal.take(key, number));
-        let known = keys.into_iter().filter_map(|key| layout::alert_object(&key).map(|(_, _, is_try)| (key, is_try)));
+        let mut listed = Vec::new();
+        self.store().list(layout::ALERTS, &mut |info| listed.push(info)).await?;
+        let known = listed.into_iter().filter_map(|info| layout::alert_object(&info.key).map(|parts| (info, parts)));
         let reads: Vec<_> = known
-            .map(|(key, is_try)| async move {
-                match self.read_alert(&key, is_try).await {
-                    Ok(record) => Ok(Some(record)),
+            .map(|(info, parts)| async move {
+                match self.read_alert(&info.key, parts.2).await {
+                    Ok(record) => Ok(Ok(record)),
                     // A sweep may have removed it meanwhile, too.
                     Err(error @ (RepositoryError::Trust(_) | RepositoryError::Locked(_))) => {
                         tracing::warn!("the record of an alert is not believed: {error}");
-                        Ok(None)
+                        Ok(Err((info, parts)))
                     }
                     Err(error) => Err(error),
                 }
             })
             .collect();
-        let read: Vec<Option<AlertRecord>> = stream::iter(reads).buffer_unordered(PARALLEL_READS).try_collect().await?;
-        read.into_iter().flatten().for_each(|record| journal.add(record));
+        let read: Vec<_> = stream::iter(reads).buffer_unordered(PARALLEL_READS).try_collect().await?;
+        let mut journal = AlertJournal::default();
+        for one in read {
+            match one {
+                Ok(record) => journal.add(record),
+                Err((info, (key, number, _))) => journal.add_strange(info.key, key, number, info.last_modified),
+            }
+        }
         Ok(journal)
     }
 

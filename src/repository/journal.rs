@@ -33,6 +33,8 @@ pub struct AlertJournal {
     alerts: BTreeMap<AlertKey, BTreeMap<u64, Entry>>,
     /// The last number that is taken, also by what is not believed.
     taken: BTreeMap<AlertKey, u64>,
+    /// Objects that are not believed, with their numbers and when they were written.
+    strange: BTreeMap<String, (AlertKey, u64, Timestamp)>,
 }
 
 /// A change that a receiver was not told yet.
@@ -73,9 +75,15 @@ impl AlertJournal {
     }
 
     /// Nobody is to use this number again.
-    pub(super) fn take(&mut self, key: AlertKey, number: u64) {
+    fn take(&mut self, key: AlertKey, number: u64) {
         let last = self.taken.entry(key).or_default();
         *last = number.max(*last);
+    }
+
+    /// Adds an object that is not believed.
+    pub(super) fn add_strange(&mut self, object: String, key: AlertKey, number: u64, written: Timestamp) {
+        self.take(key.clone(), number);
+        self.strange.insert(object, (key, number, written));
     }
 
     /// The number of the next change of an alert.
@@ -131,7 +139,7 @@ impl AlertJournal {
     }
 
     /// Objects that say nothing any more: changes from before `before` that a later one of the same alert followed, with what was
-    /// tried of them. Nobody is told such a change later, even where it was never told.
+    /// tried of them, believed or not. Nobody is told such a change later, even where it was never told.
     pub fn superseded(&self, before: Timestamp) -> Vec<String> {
         let mut objects = Vec::new();
         for (key, entries) in &self.alerts {
@@ -145,6 +153,9 @@ impl AlertJournal {
                 objects.extend(entry.tries.values().map(|tried| AlertRecord::Try(tried.clone()).object()));
             }
         }
+        let followed = |key: &AlertKey, number: u64| self.newest(key).is_some_and(|newest| number < newest.number);
+        let strange = self.strange.iter().filter(|(_, (key, number, at))| *at < before && followed(key, *number));
+        objects.extend(strange.map(|(object, _)| object.clone()));
         objects
     }
 }
@@ -240,7 +251,7 @@ mod tests {
         assert_eq!(left(&all, manager), [(2, "webhook")]);
         assert_eq!(left(&all, &[]), []);
         // Of what is not believed the number is taken all the same.
-        all.take(key("a"), 7);
+        all.add_strange("x".into(), key("a"), 7, time(0));
         assert_eq!((all.next_number(&key("a")), all.firing(&key("a")).is_none()), (8, true));
     }
 
@@ -260,6 +271,10 @@ mod tests {
         let of = |numbers: &[usize]| numbers.iter().map(|n| records[*n].object()).collect::<Vec<_>>();
         assert_eq!(all.superseded(time(400)), of(&[0, 1]), "with all that is known of it old enough");
         assert_eq!(all.superseded(time(1000)), of(&[0, 1, 2, 3]));
+        let mut all = all;
+        all.add_strange("forged".into(), key("a"), 2, time(9));
+        all.add_strange("newer".into(), key("a"), 4, time(9));
+        assert_eq!(all.superseded(time(10)), [&of(&[0, 1])[..], &["forged".into()]].concat());
         let mut swept = all.clone();
         swept.alerts.get_mut(&key("a")).unwrap().retain(|number, _| *number == 3);
         assert_eq!((swept.firing(&key("a")), swept.next_number(&key("a"))), (all.firing(&key("a")), 4));

@@ -38,6 +38,8 @@ pub struct Read {
     pub repository: RepositoryId,
     /// What was done.
     pub history: Arc<History>,
+    /// When the look began, by our own clock: of what ended later it may have seen nothing.
+    pub began: tokio::time::Instant,
 }
 
 /// Carries out what the daemon decides.

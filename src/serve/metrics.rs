@@ -38,6 +38,8 @@ pub struct SourceFacts {
     pub last_attempt: Option<Timestamp>,
     /// The longest time between two runs of its schedules.
     pub expected_interval: Option<Duration>,
+    /// The same of the schedules that verify by restore.
+    pub expected_proof_interval: Option<Duration>,
     /// Of its newest snapshot that was verified at any level: `verified`, `failed` or `inconclusive`; `unverified` where nothing is proved.
     pub verdict: &'static str,
     /// How long the newest verification took that ended `verified`, in seconds.
@@ -48,18 +50,20 @@ pub struct SourceFacts {
     pub uncovered: Option<u64>,
 }
 
-/// [`SourceFacts::expected_interval`] of all sources, worked out once a day.
+/// [`SourceFacts::expected_interval`] and [`SourceFacts::expected_proof_interval`] of all sources, worked out once a day.
 #[derive(Debug, Default)]
 pub struct Intervals {
     day: Option<i64>,
-    of: Vec<Option<Duration>>,
+    of: Vec<[Option<Duration>; 2]>,
 }
 
 impl Intervals {
-    fn at(&mut self, config: &Config, now: Timestamp) -> &[Option<Duration>] {
+    fn at(&mut self, config: &Config, now: Timestamp) -> &[[Option<Duration>; 2]] {
         let day = now.as_second().div_euclid(24 * 3600);
         if self.day != Some(day) {
-            let of = |name: &SourceName| schedule::expected_interval(config, name, now);
+            let of = |name: &SourceName| {
+                [schedule::expected_interval(config, name, now), schedule::expected_proof_interval(config, name, now)]
+            };
             *self = Self { day: Some(day), of: config.sources.iter().map(|source| of(&source.name)).collect() };
         }
         &self.of
@@ -73,7 +77,7 @@ pub fn facts(config: &Config, history: &History, now: Timestamp, intervals: &mut
     sources.map(|(source, interval)| of_source(source.name.as_str(), *interval, history, now)).collect()
 }
 
-fn of_source(name: &str, expected_interval: Option<Duration>, history: &History, now: Timestamp) -> SourceFacts {
+fn of_source(name: &str, intervals: [Option<Duration>; 2], history: &History, now: Timestamp) -> SourceFacts {
     let is_past = |at: Timestamp| at.duration_since(now) <= CLOCKS_APART;
     let heads = || history.catalog.heads().filter(|head| is_past(head.started));
     let snapshots = || heads().filter_map(|head| head.source(name).map(|source| (head, source)));
@@ -84,12 +88,14 @@ fn of_source(name: &str, expected_interval: Option<Duration>, history: &History,
     let attempts = history.attempts.iter().filter(|one| is_past(one.started) && one.sources.iter().any(|s| s == name));
     let there = snapshots().find(|(_, source)| source.state.is_there()).map(|(_, source)| source);
     let examined = snapshots().find(|(head, source)| is_examined(history, head, source));
+    let [expected_interval, expected_proof_interval] = intervals;
     SourceFacts {
         source: name.to_owned(),
         last_success: newest(&|_, source| source.state.is_usable()),
         last_verified: newest(&|head, source| verdicts.proves(head, source)),
         last_attempt: newest(&|_, _| true).into_iter().chain(attempts.map(|one| one.started)).max(),
         expected_interval,
+        expected_proof_interval,
         verdict: examined.map_or(UNVERIFIED, |(head, source)| verdicts.of(&head.backup, &source.name).word()),
         verify_seconds: snapshots().find_map(|(head, source)| verdicts.of(&head.backup, &source.name).verify_seconds),
         sizes: there.map(|source| source.sizes),
@@ -251,6 +257,12 @@ fn of_all_sources(metrics: &mut Metrics, facts: &[SourceFacts]) {
         "The longest time between two runs of the source's schedules within a year; absent without a schedule",
         facts,
         |facts| facts.expected_interval.map(|interval| interval.as_secs_f64()),
+    );
+    metrics.of_sources(
+        "altlas_backup_expected_proof_interval_seconds",
+        "The same of the schedules that verify each backup by a restore; absent without one",
+        facts,
+        |facts| facts.expected_proof_interval.map(|interval| interval.as_secs_f64()),
     );
     let verdicts = facts.iter().flat_map(|facts| {
         let is = |verdict| f64::from(u8::from(facts.verdict == verdict));

@@ -81,18 +81,19 @@ impl Operations {
 #[async_trait]
 impl Runner for Operations {
     async fn read(&self) -> Result<Read, Error> {
+        let began = tokio::time::Instant::now();
         // Opened each time: credentials may have been renewed, or the repository replaced.
         let repository = Arc::new(self.context.repository().await?);
         let id = repository.mark().repository.clone();
         // Listed before it is read: what comes in between is then seen by the next look.
         let records = Records::list(&repository).await?;
         if let Some(history) = self.kept(&repository, &records).await? {
-            return Ok(Read { repository: id, history });
+            return Ok(Read { repository: id, history, began });
         }
         let history = Arc::new(History::read(&repository).await?);
         let kept = Kept { repository, records, history: history.clone(), at: Instant::now() };
         *self.kept.lock().await = Some(kept);
-        Ok(Read { repository: id, history })
+        Ok(Read { repository: id, history, began })
     }
 
     async fn perform(
@@ -122,7 +123,7 @@ impl Runner for Operations {
             Ok(read) => {
                 let repository = self.kept.lock().await.as_ref().map(|kept| kept.repository.clone());
                 if let Some(repository) = repository {
-                    watch.tick(&self.context, &repository, &read.history).await;
+                    watch.tick(&self.context, &repository, &read.history, read.began).await;
                 }
             }
         }

@@ -91,7 +91,7 @@ impl Runner for Fake {
         if self.slow_looks.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
-        Ok(Read { repository: records.repository, history })
+        Ok(Read { repository: records.repository, history, began: tokio::time::Instant::now() })
     }
 
     async fn perform(
@@ -391,6 +391,8 @@ fn metrics_have_their_names() {
         &format!("build_info{{version=\"{version}\"}} 1"),
         "expected_interval_seconds{source=\"a\"} 86400",
         "expected_interval_seconds{source=\"b\"} 86400",
+        "expected_proof_interval_seconds{source=\"a\"} 86400",
+        "expected_proof_interval_seconds{source=\"b\"} 86400",
         "last_attempt_timestamp_seconds{source=\"a\"} 1812589200.25",
         "last_attempt_timestamp_seconds{source=\"b\"} 0",
         "last_success_timestamp_seconds{source=\"a\"} 1812589200.25",
