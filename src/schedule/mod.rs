@@ -41,7 +41,7 @@ pub fn delay(repository: &RepositoryId, schedule: &ScheduleConfig) -> Duration {
     hasher.update(repository.as_str().as_bytes()).update(b"/").update(schedule.name.as_str().as_bytes());
     let mut bytes = [0; 8];
     hasher.finalize_xof().fill(&mut bytes);
-    let below = u128::from(u64::from_le_bytes(bytes)) * u128::from(schedule.jitter.as_secs()) >> 64;
+    let below = (u128::from(u64::from_le_bytes(bytes)) * u128::from(schedule.jitter.as_secs())) >> 64;
     Duration::from_secs(u64::try_from(below).unwrap_or_default())
 }
 

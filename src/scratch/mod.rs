@@ -3,7 +3,7 @@
 //! Each has a folder of its own and listens on a unix socket in it (PostgreSQL) or on a free port of 127.0.0.1 with a password that nobody
 //! else knows (Redis, NATS). It is tuned for speed: nothing in it outlives the proof. Dropping [`Scratch`] ends the server and removes
 //! the folder; a process that is killed takes its servers with it (`setpriv --pdeathsig`), and what is left of it is found by the next
-//! one ([`folder`]).
+//! one (`folder`).
 //!
 //! PostgreSQL runs as an operating system's user that owns no live data directory: a dump is a program, and it runs with that user's
 //! rights. This module must not know what a snapshot is: it is told which version is wanted.

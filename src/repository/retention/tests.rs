@@ -405,16 +405,16 @@ proptest! {
         let kept_first = kept(&first);
         prop_assert_eq!(&kept_first, &expected(&nights, &config, now));
 
-        for source in 0..NAMES.len() {
+        for (source, name) in NAMES.iter().enumerate() {
             let of = |night: &&Night| night.outcomes.get(source).copied().is_some_and(Outcome::is_there);
             let is = |night: &Night, wanted: fn(Outcome) -> bool| night.outcomes.get(source).copied().is_some_and(wanted);
             for wanted in [(|outcome| outcome == Verified) as fn(Outcome) -> bool, |outcome| outcome.state().is_usable()] {
                 let newest = nights.iter().filter(|night| is(night, wanted)).max_by_key(|night| night.started);
-                prop_assert!(newest.is_none_or(|night| kept_first.contains(&night.number)), "of {}", NAMES[source]);
+                prop_assert!(newest.is_none_or(|night| kept_first.contains(&night.number)), "of {}", name);
             }
             let all = nights.iter().filter(of).count() as u64;
             let gone = nights.iter().filter(of).filter(|night| !kept_first.contains(&night.number)).count() as u64;
-            let too_many = first.too_many.iter().find(|too_many| too_many.source == NAMES[source]);
+            let too_many = first.too_many.iter().find(|too_many| too_many.source == *name);
             prop_assert_eq!(too_many.is_some(), gone * 100 > all * u64::from(percent));
         }
         prop_assert!(first.backups.iter().all(|backup| !backup.reasons.is_empty()));

@@ -182,6 +182,7 @@ pub(super) async fn prove(server: &Server, snapshot: &SnapshotReader) -> Result<
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use serde_json::json;
 
@@ -205,7 +206,7 @@ mod tests {
         for (change, words) in refused {
             let mut found = found.clone();
             change(&mut found);
-            let what = decide(&found, &others).expect_err(words);
+            let what = decide(&found, &others).unwrap_err();
             assert!(what.contains(words), "{what}");
         }
     }

@@ -3,6 +3,9 @@
 use super::words::words;
 use crate::{pipeline::Reason, report, source::Cause};
 
+/// A SQLSTATE: five digits and capital letters.
+pub(super) type State = [u8; 5];
+
 /// A failed call on a PostgreSQL server or one of its programs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -95,7 +98,7 @@ pub enum PostgresError {
         /// The last lines it wrote to stderr.
         stderr: String,
         /// The SQLSTATE of the first error that it told, where it told one.
-        state: Option<String>,
+        state: Option<[u8; 5]>,
     },
     /// A program could not be run or talked to.
     #[error("{program} could not be run: {detail}")]
@@ -113,7 +116,7 @@ pub enum PostgresError {
         /// The server's words.
         detail: String,
         /// Its SQLSTATE, where the server answered.
-        state: Option<String>,
+        state: Option<[u8; 5]>,
     },
     /// The role may not read everything.
     #[error("role `{role}` cannot read {} of database `{database}`: {}", report::count(*total as u64, "relation"), report::list(names, 5))]
@@ -219,7 +222,8 @@ pub enum PostgresError {
 }
 
 /// What a SQLSTATE says of a server that was to take a backup (PostgreSQL documentation, appendix A), where it is not the backup's fault.
-fn place(state: &str, words: &str) -> Option<Reason> {
+fn place(state: &State, words: &str) -> Option<Reason> {
+    let state = std::str::from_utf8(state).unwrap_or_default();
     let lacks = |what: &str| words.contains(what);
     Some(match state {
         "53100" => Reason::NoSpace,
@@ -242,7 +246,7 @@ impl PostgresError {
             Self::Detail { .. } => Cause::Snapshot(Reason::Damaged),
             Self::NotRestorable(error) => match &**error {
                 Self::Query { state, detail: words, .. } | Self::Program { state, stderr: words, .. } => {
-                    match state.as_deref() {
+                    match state.as_ref() {
                         Some(state) => place(state, words).map_or(Cause::Snapshot(Reason::NotRestorable), Cause::Place),
                         // Nobody answered.
                         None if words.contains("No space left") => Cause::Place(Reason::NoSpace),
@@ -256,7 +260,7 @@ impl PostgresError {
                 Cause::Place(Reason::NoServer)
             }
             Self::Query { state, detail: words, .. } | Self::Program { state, stderr: words, .. } => {
-                let reason = state.as_deref().and_then(|state| place(state, words));
+                let reason = state.as_ref().and_then(|state| place(state, words));
                 let nobody = if state.is_none() { Reason::ServerLost } else { Reason::Environment };
                 Cause::Place(reason.unwrap_or(nobody))
             }
@@ -312,6 +316,6 @@ pub(super) fn query(what: impl Into<String>) -> impl FnOnce(tokio_postgres::Erro
     move |error| PostgresError::Query {
         what: what.into(),
         detail: words(&error),
-        state: error.code().map(|state| state.code().to_owned()),
+        state: error.code().and_then(|state| state.code().as_bytes().try_into().ok()),
     }
 }

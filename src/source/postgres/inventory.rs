@@ -218,8 +218,7 @@ const QUERIES: &[&str] = &[
     ),
     "SELECT 'publication', pg_catalog.quote_ident(p.pubname), pg_catalog.concat_ws(' ', p.puballtables, p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate, \
          (SELECT pg_catalog.array_agg(g ORDER BY g COLLATE \"C\") FROM (SELECT r.prrelid::pg_catalog.regclass::text FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid) x (g))) FROM pg_catalog.pg_publication p",
-    concat!(
-        "SELECT i.type, i.identity, '' FROM (SELECT classid, objid FROM (\
+    "SELECT i.type, i.identity, '' FROM (SELECT classid, objid FROM (\
          SELECT 'pg_catalog.pg_cast'::pg_catalog.regclass, oid FROM pg_catalog.pg_cast WHERE oid >= 16384 \
          UNION ALL SELECT 'pg_catalog.pg_collation'::pg_catalog.regclass, oid FROM pg_catalog.pg_collation WHERE oid >= 16384 AND collnamespace <> 'pg_catalog'::pg_catalog.regnamespace \
          UNION ALL SELECT 'pg_catalog.pg_conversion'::pg_catalog.regclass, oid FROM pg_catalog.pg_conversion WHERE oid >= 16384 \
@@ -230,8 +229,7 @@ const QUERIES: &[&str] = &[
          UNION ALL SELECT 'pg_catalog.pg_foreign_data_wrapper'::pg_catalog.regclass, oid FROM pg_catalog.pg_foreign_data_wrapper \
          UNION ALL SELECT 'pg_catalog.pg_foreign_server'::pg_catalog.regclass, oid FROM pg_catalog.pg_foreign_server) o (classid, objid) \
          WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = o.classid AND e.objid = o.objid AND e.deptype = 'e')) o, \
-         LATERAL pg_catalog.pg_identify_object(o.classid, o.objid, 0) i"
-    ),
+         LATERAL pg_catalog.pg_identify_object(o.classid, o.objid, 0) i",
     grants!(
         "schema",
         "pg_catalog.quote_ident(n.nspname)",
@@ -310,11 +308,9 @@ const QUERIES: &[&str] = &[
      (SELECT pg_catalog.string_agg(g, ' ' ORDER BY g COLLATE \"C\") FROM (SELECT pg_catalog.format('%s=%s%s', \
      CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, \
      a.privilege_type, CASE WHEN a.is_grantable THEN '*' END) FROM pg_catalog.aclexplode(d.defaclacl) a) x (g)) FROM pg_catalog.pg_default_acl d",
-    concat!(
-        "SELECT 'comment', pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid), d.description FROM pg_catalog.pg_description d \
+    "SELECT 'comment', pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid), d.description FROM pg_catalog.pg_description d \
          WHERE d.objoid >= 16384 AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype IN ('e', 'i')) \
-         AND pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid) IS NOT NULL"
-    ),
+         AND pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid) IS NOT NULL",
 ];
 
 /// The lines of a database's inventory, sorted.

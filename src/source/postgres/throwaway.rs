@@ -308,6 +308,7 @@ pub(super) async fn release(server: &Server) -> Result<(), PostgresError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -331,7 +332,7 @@ mod tests {
         for (change, words) in refused {
             let mut found = found.clone();
             change(&mut found);
-            let what = decide(&found, &others).expect_err(words);
+            let what = decide(&found, &others).unwrap_err();
             assert!(what.contains(words), "{what}");
         }
     }

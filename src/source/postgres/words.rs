@@ -5,6 +5,8 @@
 
 use std::borrow::Cow;
 
+use super::error::State;
+
 /// An error or warning, as the protocol has it.
 #[derive(Default)]
 struct Told<'a> {
@@ -122,9 +124,9 @@ pub(super) fn psql_words(stderr: &str) -> String {
 }
 
 /// The SQLSTATE of the first error in what `psql` wrote.
-pub(super) fn first_state(stderr: &str) -> Option<String> {
+pub(super) fn first_state(stderr: &str) -> Option<State> {
     let error = |line| psql_error(line).filter(|(_, told)| matches!(told.severity, "ERROR" | "FATAL" | "PANIC"));
-    stderr.lines().find_map(error).map(|(_, told)| told.code.to_owned())
+    stderr.lines().find_map(error).and_then(|(_, told)| told.code.as_bytes().try_into().ok())
 }
 
 /// `psql:<stdin>:3: ` and the error behind it.
@@ -205,7 +207,7 @@ mod tests {
         let stderr = "psql:<stdin>:27: ERROR:  23505: could not create unique index \"i\"\n\
              DETAIL:  Key (a)=(two\nlines: secret) is duplicated.\nSCHEMA NAME:  public\nLOCATION:  f, tuplesort.c:4266";
         assert_eq!(psql_words(stderr), "psql:<stdin>:27: ERROR: could not create unique index \"i\"");
-        assert_eq!(first_state(stderr).as_deref(), Some("23505"));
+        assert_eq!(first_state(stderr), Some(*b"23505"));
         let stderr = "psql:<stdin>:3: WARNING:  01000: something\npsql:<stdin>:9: ERROR:  23514: my secret\nHINT:  secret\n\
              LOCATION:  exec_stmt_raise, pl_exec.c:3923";
         assert_eq!(

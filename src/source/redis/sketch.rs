@@ -121,7 +121,7 @@ fn whole(cut: &[u8]) -> &[u8] {
 fn cells(digest: Digest) -> [usize; ROWS] {
     std::array::from_fn(|row| {
         let part = (digest >> (32 * row)) as u32;
-        row * ROW + (u64::from(part) * ROW as u64 >> 32) as usize
+        row * ROW + ((u64::from(part) * ROW as u64) >> 32) as usize
     })
 }
 
@@ -229,6 +229,9 @@ mod tests {
     use xxhash_rust::xxh3::xxh3_128_with_seed;
 
     use super::*;
+
+    /// Databases and names of keys, with their expiries and contents.
+    type Keys = BTreeMap<(u64, Vec<u8>), (Option<u64>, u64)>;
 
     const SEED: u64 = 0x5eed;
 
@@ -370,7 +373,7 @@ mod tests {
                     _ => drop(theirs.insert((number % 5, number.to_le_bytes().to_vec()), (None, number))),
                 }
             }
-            let entries = |keys: &BTreeMap<(u64, Vec<u8>), (Option<u64>, u64)>| -> BTreeSet<Entry> {
+            let entries = |keys: &Keys| -> BTreeSet<Entry> {
                 keys.iter().map(|((db, name), (expiry, content))| entry(*db, name, *expiry, *content)).collect()
             };
             let (ours, theirs) = (entries(&keys), entries(&theirs));

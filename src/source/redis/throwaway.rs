@@ -330,6 +330,7 @@ pub(super) async fn prove(server: &Server, snapshot: &SnapshotReader) -> Result<
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -365,7 +366,7 @@ mod tests {
         for (change, words) in refused {
             let mut found = found();
             change(&mut found);
-            let what = decide(&found, &others).expect_err(words);
+            let what = decide(&found, &others).unwrap_err();
             assert!(what.contains(words), "{what}");
         }
         let taken: &[(Change, Claim)] = &[

@@ -11,8 +11,11 @@ use crate::support::{
 
 const SOON: Duration = Duration::from_secs(60);
 
+/// Rows and digests of the tables of each database, and a text of the rest.
+type State = (Vec<BTreeMap<String, (u64, String)>>, String);
+
 /// Databases with their tables, roles, and what else a claim or a release could change.
-fn state(server: &Postgres) -> (Vec<BTreeMap<String, (u64, String)>>, String) {
+fn state(server: &Postgres) -> State {
     let databases = server.psql("postgres", "SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1");
     let digests = databases.lines().map(|name| server.digests(name)).collect();
     let rest = server.psql(
