@@ -94,6 +94,12 @@ impl Bench {
     }
 }
 
+/// The objects of a repository, but for the evidence that each verification by a test adds.
+fn without_evidence<V>(mut objects: BTreeMap<String, V>) -> BTreeMap<String, V> {
+    objects.retain(|key, _| !key.starts_with("verifications/"));
+    objects
+}
+
 /// The configuration with the identity that opens data, whatever was taken out of it.
 fn with_data_identity(workspace: &Workspace, mode: Mode) -> Context {
     let mut context = workspace.context();
