@@ -97,7 +97,7 @@ fn after_every_single_call(mode: Mode) {
     done.unwrap();
     let wanted = keys(&whole);
     let heads = |keys: &BTreeSet<String>| keys.iter().filter(|key| key.ends_with("/head.json")).count();
-    assert!(heads(&before) == 3 && heads(&wanted) == 2 && wanted.len() + 8 < before.len(), "{before:?}\n{wanted:?}");
+    assert!(heads(&before) == 3 && heads(&wanted) == 2 && wanted.len() + 8 == before.len(), "{before:?}\n{wanted:?}");
     println!("{calls} calls");
 
     for nth in 1..=calls {
