@@ -135,6 +135,7 @@ fn alerted(command: &Command) -> Option<alert::Run> {
     match command {
         Command::Backup { .. } => Some(alert::Run::Backup),
         Command::Verify { .. } => Some(alert::Run::Verify),
+        Command::Prune(arguments) if !arguments.dry_run && arguments.undo.is_none() => Some(alert::Run::Prune),
         _ => None,
     }
 }

@@ -140,6 +140,9 @@ fn sweep_text(plan: &SweepPlan, report: &PruneReport) -> String {
     if plan.attempts.objects > 0 {
         line(format!("{} of runs without a backup {go}", tally(plan.attempts, "old record")));
     }
+    if plan.alerts > 0 {
+        line(format!("{} of alerts that a later change followed {go}", report::count(plan.alerts, "old record")));
+    }
     if !plan.epochs.is_empty() {
         let ids: Vec<&str> = plan.epochs.iter().map(|id| id.as_str()).collect();
         line(format!("{} {go}: {}", report::count(ids.len() as u64, "epoch"), report::list(&ids, 5)));

@@ -12,7 +12,7 @@ use crate::{
     pipeline::{CUT_POLICY, Pipeline, PipelineError, Written},
     repository::{
         Artifact, Attempt, BackupId, BackupState, Catalog, Commit, Epoch, FORMAT_VERSION, Head, HeadSource, Manifest,
-        Repository, RepositoryError, ReusableParts, Sizes, Skew, SnapshotState, SourceIdentity, tool,
+        Repository, RepositoryError, ReusableParts, Skew, SnapshotState, SourceIdentity, tool,
     },
     source::{Captured, Fixed, Source},
 };
@@ -373,21 +373,6 @@ async fn commit(
                 outcome_told.hint = error.hint();
             }
             Ok(Transferred { captured, artifacts, written }) => {
-                head.state = match (captured.failed.is_empty(), captured.empty) {
-                    (false, _) => SnapshotState::Partial,
-                    (true, true) => SnapshotState::Empty,
-                    (true, false) => SnapshotState::Complete,
-                };
-                head.cut_at = Some(captured.cut.at);
-                head.cut_first = captured.cut.first;
-                head.cut_error_seconds = Some(captured.cut.error_seconds);
-                head.sizes = Sizes { raw: written.raw, stored: written.stored, uploaded: written.uploaded };
-                head.artifacts = artifacts.len() as u64;
-                head.parts = written.parts;
-                head.new_parts = written.new_parts;
-                head.rows = written.rows;
-                head.uncovered = captured.uncovered.len() as u64;
-                head.failed = captured.failed.len() as u64;
                 let manifest = Manifest {
                     format: FORMAT_VERSION,
                     repository: repository.mark().repository.clone(),
@@ -404,6 +389,15 @@ async fn commit(
                     detail: captured.detail,
                     artifacts,
                 };
+                head = manifest.in_head();
+                head.state = match (captured.failed.is_empty(), captured.empty) {
+                    (false, _) => SnapshotState::Partial,
+                    (true, true) => SnapshotState::Empty,
+                    (true, false) => SnapshotState::Complete,
+                };
+                head.sizes.stored = written.stored;
+                head.sizes.uploaded = written.uploaded;
+                head.new_parts = written.new_parts;
                 head.manifest = Some(commit.manifest(manifest).await?);
                 outcome_told.fill(&head);
                 outcome_told.uncovered = captured.uncovered;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{BackupId, EpochId, HeadSource, PartRef, Protection, RepositoryId};
+use super::{BackupId, EpochId, HeadSource, PartRef, Protection, RepositoryId, Sizes};
 use crate::crypt::hex;
 
 /// The longest manifest as JSON that is read, in bytes: about ten million parts.
@@ -176,32 +176,48 @@ impl Manifest {
         self.artifacts.iter().flat_map(|artifact| &artifact.parts)
     }
 
+    /// What a head tells of this snapshot. What became of it, what of it is stored and new, and the digest of the manifest's object are
+    /// not of the manifest: the state is `Failed`, the others are zero.
+    pub fn in_head(&self) -> HeadSource {
+        let total = |numbers: &mut dyn Iterator<Item = u64>| numbers.fold(0, u64::saturating_add);
+        let parts: HashSet<&[u8; 32]> = self.parts().map(|part| &part.name.content).collect();
+        let fingerprints = self.artifacts.iter().filter_map(|artifact| artifact.fingerprint);
+        HeadSource {
+            cut_at: Some(self.cut.at),
+            cut_first: self.cut.first,
+            cut_error_seconds: Some(self.cut.error_seconds),
+            sizes: Sizes { raw: total(&mut self.artifacts.iter().map(|artifact| artifact.raw)), ..Sizes::default() },
+            artifacts: self.artifacts.len() as u64,
+            parts: parts.len() as u64,
+            rows: total(&mut fingerprints.map(|fingerprint| fingerprint.rows)),
+            uncovered: self.uncovered.len() as u64,
+            failed: self.failed.len() as u64,
+            ..HeadSource::failed(&self.source)
+        }
+    }
+
     /// How this is not the manifest that a head of `source` was written for, as a fragment that follows its name: a head tells what its
     /// manifest holds, and one of another backup tells something else, whatever names it bears.
     pub(crate) fn misfit(&self, source: &HeadSource) -> Option<String> {
-        let parts: HashSet<&[u8; 32]> = self.parts().map(|part| &part.name.content).collect();
-        let rows = self.artifacts.iter().filter_map(|artifact| artifact.fingerprint);
-        let numbers = [
-            ("artifacts", self.artifacts.len() as u64, source.artifacts),
-            ("parts", parts.len() as u64, source.parts),
-            ("bytes", self.artifacts.iter().map(|artifact| artifact.raw).sum(), source.sizes.raw),
-            ("rows", rows.map(|fingerprint| fingerprint.rows).sum(), source.rows),
-            ("objects left out", self.uncovered.len() as u64, source.uncovered),
-            ("objects that failed", self.failed.len() as u64, source.failed),
-        ];
+        let is = self.in_head();
+        if is.kind != source.kind {
+            return Some(format!("is of kind `{}`; its head says `{}`", is.kind, source.kind));
+        }
+        let instants = [("cut at", is.cut_at, source.cut_at), ("first cut at", is.cut_first, source.cut_first)];
         let shown = |at: Option<Timestamp>| at.map_or_else(|| "none".to_owned(), |at| at.to_string());
-        let instants =
-            [("cut at", Some(self.cut.at), source.cut_at), ("first cut at", self.cut.first, source.cut_first)];
-        if self.source.kind != source.kind {
-            return Some(format!("is of kind `{}`; its head says `{}`", self.source.kind, source.kind));
+        if let Some((what, is, told)) = instants.into_iter().find(|(_, is, told)| is != told) {
+            return Some(format!("was {what} {}; its head says {}", shown(is), shown(told)));
         }
-        let instant = instants.into_iter().find(|(_, is, told)| is != told);
+        let numbers = [
+            ("artifacts", is.artifacts, source.artifacts),
+            ("parts", is.parts, source.parts),
+            ("bytes", is.sizes.raw, source.sizes.raw),
+            ("rows", is.rows, source.rows),
+            ("objects left out", is.uncovered, source.uncovered),
+            ("objects that failed", is.failed, source.failed),
+        ];
         let number = numbers.into_iter().find(|(_, is, told)| is != told);
-        match (instant, number) {
-            (Some((what, is, told)), _) => Some(format!("was {what} {}; its head says {}", shown(is), shown(told))),
-            (None, Some((what, is, told))) => Some(format!("tells of {is} {what}; its head says {told}")),
-            (None, None) => None,
-        }
+        number.map(|(what, is, told)| format!("tells of {is} {what}; its head says {told}"))
     }
 
     /// JSON in one zstd frame with a checksum, protected as the epoch is.

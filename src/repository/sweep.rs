@@ -49,6 +49,13 @@ impl Ages {
         self.is_older(at, self.grace)
     }
 
+    /// What was written before is old.
+    fn old_before(&self) -> Timestamp {
+        self.now
+            .checked_sub(SignedDuration::try_from(self.grace).unwrap_or(SignedDuration::MAX))
+            .unwrap_or(Timestamp::MIN)
+    }
+
     /// When what was written then will be old.
     fn old_at(&self, at: Timestamp) -> Timestamp {
         at.checked_add(SignedDuration::try_from(self.grace).unwrap_or(SignedDuration::MAX)).unwrap_or(Timestamp::MAX)
@@ -278,6 +285,8 @@ pub struct SweepPlan {
     pub unfinished: Vec<UnfinishedBackup>,
     /// Records of runs without a backup that go.
     pub attempts: Tally,
+    /// Records of alerts that go: a later change of the same alert followed long ago.
+    pub alerts: u64,
     /// Epochs that go.
     pub epochs: Vec<EpochId>,
     /// What to know, in words.
@@ -307,7 +316,7 @@ impl SweepPlan {
 
 /// Decides what goes. At most `percent` of the parts may go that no expired backup explains (R9).
 pub fn plan(survey: Survey, percent: u32) -> SweepPlan {
-    let Survey { ages, epochs, mut backups, mut attempts, named, explained, unreadable, mut notes } = survey;
+    let Survey { ages, epochs, mut backups, mut attempts, alerts, named, explained, unreadable, mut notes } = survey;
     backups.sort_by(|a, b| b.id.cmp(&a.id));
     let heads = backups.iter().filter(|backup| backup.life == Life::Head).count() as u64;
     let parts = Tally::sum(epochs.iter().map(|epoch| epoch.parts));
@@ -317,7 +326,8 @@ pub fn plan(survey: Survey, percent: u32) -> SweepPlan {
     let gone_epochs = gone_epochs(&epochs, &named, &in_use, &ages);
     let mut work = Work::default();
     records_of(&backups, &mut work);
-    work.then.push(old_attempts.iter().map(|info| info.key.clone()).collect());
+    let told = alerts.len() as u64;
+    work.then.push(old_attempts.iter().map(|info| info.key.clone()).chain(alerts).collect());
     for epoch in epochs.iter().filter(|epoch| gone_epochs.contains(&epoch.id)) {
         // Without its record it does not exist; keys alone are found by the next sweep.
         let (record, keys) = epoch.records.iter().partition(|info| info.key == layout::epoch_record(&epoch.id));
@@ -370,6 +380,7 @@ pub fn plan(survey: Survey, percent: u32) -> SweepPlan {
         expired: expired.map(|backup| told_expired(backup, &ages)).collect(),
         unfinished: unfinished.map(told_unfinished).collect(),
         attempts: Tally::of(&old_attempts),
+        alerts: told,
         epochs: gone_epochs,
         notes,
         brakes: brakes(heads, unreadable, without_reason, parts.objects, percent),

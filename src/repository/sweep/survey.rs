@@ -26,6 +26,8 @@ pub struct Survey {
     pub(super) epochs: Vec<SeenEpoch>,
     pub(super) backups: Vec<SeenBackup>,
     pub(super) attempts: Vec<SeenAttempt>,
+    /// Records of alerts that say nothing any more.
+    pub(super) alerts: Vec<String>,
     /// What heads, young tombstones and young manifests without a head name.
     pub(super) named: HashSet<PartMark>,
     /// What old tombstones name.
@@ -42,6 +44,7 @@ impl Survey {
             epochs: Vec::new(),
             backups: Vec::new(),
             attempts: Vec::new(),
+            alerts: Vec::new(),
             named: HashSet::new(),
             explained: HashSet::new(),
             unreadable: Vec::new(),
@@ -67,6 +70,7 @@ impl Survey {
         for (id, infos) in objects(repository, layout::ATTEMPTS, layout::attempt_of).await? {
             survey.attempts.extend(infos.into_iter().map(|info| (info, of.get(&id).map(|epoch| (*epoch).clone()))));
         }
+        survey.alerts = repository.alerts().await?.superseded(survey.ages.old_before());
         let evidence = objects(repository, layout::VERIFICATIONS, layout::verified_backup).await?;
         survey.sort_backups(&catalog, listed, evidence);
         survey.read_names(repository, &catalog).await?;

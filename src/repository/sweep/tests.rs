@@ -298,6 +298,16 @@ fn old_attempts_go_but_for_the_newest_hundred() {
 }
 
 #[test]
+fn alerts_that_a_later_change_followed_go() {
+    let world = World::new(vec![Era { began: 9000, parts: vec![] }], vec![run(0, true, None, 500, &[])]);
+    let mut survey = world.survey();
+    survey.alerts.push("alerts/late.cache/00000001.json".into());
+    let plan = plan(survey, 30);
+    assert_eq!((plan.alerts, plan.is_empty()), (1, false));
+    assert!(plan.work.then.concat().contains(&"alerts/late.cache/00000001.json".to_owned()));
+}
+
+#[test]
 fn what_is_none_of_ours_is_left_alone() {
     let world = World::new(
         vec![Era { began: 1000, parts: vec![500] }, Era { began: 800, parts: vec![] }],

@@ -19,8 +19,7 @@ use altlas_backup::{
     pipeline::{Budget, Pipeline, Progress},
     repository::{
         BackupId, BackupState, Catalog, CatalogEntry, Commit, Cut, Epoch, Expiry, FORMAT_VERSION, Format, Head,
-        HeadSource, Keyring, Manifest, Repository, RepositoryError, ReusableParts, Sizes, SnapshotState,
-        SourceIdentity, retention,
+        Keyring, Manifest, Repository, RepositoryError, ReusableParts, SnapshotState, SourceIdentity, retention,
         sweep::{self, Survey},
         tool,
     },
@@ -292,7 +291,7 @@ async fn back_up(view: &Arc<View>, contents: &[u8], journal: &Shared) -> Result<
         repository: repository.mark().repository.clone(),
         backup: id.clone(),
         epoch: epoch.id().clone(),
-        source: source.clone(),
+        source,
         tool: tool(),
         cut: Cut::between(started, started, Value::Null),
         uncovered: Vec::new(),
@@ -303,9 +302,10 @@ async fn back_up(view: &Arc<View>, contents: &[u8], journal: &Shared) -> Result<
         detail: Value::Null,
         artifacts,
     };
-    let mut in_head = HeadSource::failed(&source);
+    let mut in_head = manifest.in_head();
     in_head.state = SnapshotState::Complete;
-    in_head.sizes = Sizes { raw: written.raw, stored: written.stored, uploaded: written.uploaded };
+    in_head.sizes.stored = written.stored;
+    in_head.sizes.uploaded = written.uploaded;
     in_head.manifest = Some(commit.manifest(manifest).await?);
     let head = Head {
         format: FORMAT_VERSION,
