@@ -98,6 +98,9 @@ pub struct Catalog {
     pub entries: Vec<CatalogEntry>,
     /// Why all of them are taken without proof of who made them, if they are.
     pub unknown: Option<Locked>,
+    /// Those with a tombstone beside a head: they are about to expire, or that was undone. They are as good as any, but no new backup
+    /// may stand on them (R7): they may lose that head at any moment, and their tombstone may be old then.
+    pub expiring: BTreeSet<BackupId>,
 }
 
 /// The folder of one backup, as the listing shows it.
@@ -159,7 +162,9 @@ impl Catalog {
         if let Some(unknown) = &unknown {
             tracing::warn!("{unknown}; {}", unknown.hint());
         }
-        Ok((Self { entries, unknown }, Listed { folders, tombstones }))
+        let with_head = entries.iter().filter(|entry| matches!(entry, CatalogEntry::Good(_)));
+        let expiring = with_head.map(CatalogEntry::id).filter(|id| tombstones.expired(id).is_some()).cloned().collect();
+        Ok((Self { entries, unknown, expiring }, Listed { folders, tombstones }))
     }
 
     /// The heads, newest first.

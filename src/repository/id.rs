@@ -127,6 +127,11 @@ impl EpochId {
     pub fn new(now: Timestamp) -> Self {
         Self(format!("{}-{}", time_text(now), random_text(TAIL_LEN)))
     }
+
+    /// By its text, is it of an earlier second? For an epoch without a record: the others' records say when they began.
+    pub(crate) fn is_from_before(&self, at: Timestamp) -> bool {
+        self.0[..TIME_LEN] < *time_text(at)
+    }
 }
 
 impl RepositoryId {

@@ -7,7 +7,7 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{Catalog, Epoch, PartName, Repository, RepositoryError, layout};
+use super::{Catalog, Epoch, Head, PartName, Repository, RepositoryError, layout};
 
 /// Manifests read a source, newest first. What only an older one names was dropped by the three newer ones and is rarely wanted
 /// again; reading a month of manifests would cost more than storing such a part twice.
@@ -51,7 +51,7 @@ fn may_reuse(named: Option<u64>, listed: u64, age: Duration, grace: Duration) ->
 }
 
 impl ReusableParts {
-    /// R7: reads the newest manifests of this epoch's heads, then lists its parts.
+    /// R7: reads the newest manifests of this epoch's heads, then lists its parts. `now` is a time before `catalog` was read.
     ///
     /// # Errors
     /// What the store says. A manifest that is not to be trusted only means that its parts are not reused.
@@ -64,7 +64,10 @@ impl ReusableParts {
     ) -> Result<Self, RepositoryError> {
         let mut named: HashMap<PartName, u64> = HashMap::new();
         let mut read: HashMap<&str, usize> = HashMap::new();
-        for head in catalog.heads().filter(|head| head.epoch == *epoch.id()) {
+        // A head that has no tombstone when `catalog` was read gets one later than `now`, and no sweep takes what it names before that
+        // one is older than the grace period. By then this backup is committed, or never will be.
+        let usable = |head: &&Head| head.epoch == *epoch.id() && !catalog.expiring.contains(&head.backup);
+        for head in catalog.heads().filter(usable) {
             for source in head.sources.iter().filter(|source| source.manifest.is_some()) {
                 let count = read.entry(&source.name).or_default();
                 if *count == MANIFESTS_PER_SOURCE {

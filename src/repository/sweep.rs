@@ -428,8 +428,10 @@ fn old_attempts(attempts: &mut [SeenAttempt], ages: &Ages) -> (Vec<ObjectInfo>, 
 }
 
 /// Epochs that go, the oldest first. An epoch goes only with all older ones, for its record says when the one before it ended: without it,
-/// whoever holds the keys of that one could date forged backups later. And only once the next one is older than the grace period: then no
-/// backup is under way in it.
+/// whoever holds the keys of that one could date forged backups later. And only once there is a newer one into which backups have gone for
+/// longer than the grace period: then none is under way in it. That one's record must have been seen for so long, not only begun: whoever
+/// begins an epoch may be suspended before it writes the record, and until then others go on with the epoch before. For the same reason keys
+/// without a record wait for a newer epoch too: their record may be about to be written, and is used by nobody once there is a newer one.
 fn gone_epochs(
     epochs: &[SeenEpoch],
     named: &HashSet<PartMark>,
@@ -442,22 +444,28 @@ fn gone_epochs(
         let records_old = epoch.records.iter().all(|info| ages.is_old(info.last_modified));
         epoch.strangers == 0 && parts_go && records_old && !in_use.contains(&epoch.id)
     };
-    let no_record = |epoch: &&SeenEpoch| matches!(epoch.state, EpochState::NoRecord);
-    let mut gone: Vec<EpochId> =
-        epochs.iter().filter(no_record).filter(|epoch| unused(epoch)).map(|epoch| epoch.id.clone()).collect();
-    let mut open: Vec<(Timestamp, &SeenEpoch)> = Vec::new();
+    let (mut open, mut closed): (Vec<(Timestamp, &SeenEpoch)>, bool) = (Vec::new(), false);
     for epoch in epochs {
         match &epoch.state {
             EpochState::Open(opened) => open.push((opened.record.began, epoch)),
             EpochState::NoRecord => {}
-            // It may be older than any.
-            EpochState::Closed(_) => return gone,
+            EpochState::Closed(_) => closed = true,
         }
     }
     open.sort_by_key(|(began, epoch)| (*began, epoch.id.clone()));
-    for pair in open.windows(2) {
-        let [(_, epoch), (next, _)] = pair else { break };
-        if !unused(epoch) || !ages.is_old(*next) {
+    let is_used_for_long = |(began, epoch): &(Timestamp, &SeenEpoch)| {
+        let key = layout::epoch_record(&epoch.id);
+        ages.is_old(*began) && epoch.records.iter().any(|info| info.key == key && ages.is_old(info.last_modified))
+    };
+    let no_record = |epoch: &&SeenEpoch| matches!(epoch.state, EpochState::NoRecord) && unused(epoch);
+    let newest = open.iter().rev().find(|one| is_used_for_long(one)).map(|(began, _)| *began);
+    let is_over = |epoch: &&SeenEpoch| newest.is_some_and(|began| epoch.id.is_from_before(began));
+    let mut gone: Vec<EpochId> =
+        epochs.iter().filter(no_record).filter(is_over).map(|epoch| epoch.id.clone()).collect();
+    // One that is closed may be older than any.
+    for pair in open.windows(2).filter(|_| !closed) {
+        let [(_, epoch), next] = pair else { break };
+        if !unused(epoch) || !is_used_for_long(next) {
             break;
         }
         gone.push(epoch.id.clone());

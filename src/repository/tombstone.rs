@@ -4,9 +4,10 @@
 //! that a crash in between changes nothing. Until the tombstone is older than the grace period all that the backup names stays, for
 //! backups under way that began while it had its head and reuse its parts (R7), and to undo the expiry.
 //!
-//! A tombstone's age is what the sweep goes by. So the head must be gone soon after the tombstone was written: a backup that begins
-//! between the two may reuse parts of it, and is committed within half a grace period or never. [`Repository::expire`] looks at the clock
-//! once more after the head is gone, and writes it again where more than a third of the grace period went by.
+//! A tombstone's age is what the sweep goes by, so a backup that begins between the two steps reuses nothing of this one (R7, see
+//! [`ReusableParts`](super::ReusableParts)). And the head should be gone soon after the tombstone was written, or little is left of the time in which
+//! the expiry can be undone: [`Repository::expire`] looks at the clock once more after the head is gone, and undoes it where more than a
+//! third of the grace period went by.
 //!
 //! No key of a tombstone is used twice, and only the sweep that removes the whole backup deletes one.
 
@@ -117,7 +118,7 @@ impl Repository {
     /// Lets a backup expire: tombstone, then the end of its head (R8).
     ///
     /// # Errors
-    /// A head that is not to be trusted stays where it is; `SlowExpiry`; what the store says.
+    /// A head that is not to be trusted stays where it is; `SlowExpiry`; what the store says, also of undoing a slow one.
     pub async fn expire(&self, id: &BackupId, grace: Duration) -> Result<Expiry, RepositoryError> {
         let key = layout::head(id);
         let bytes = match self.store().get(&key).await {
@@ -129,21 +130,31 @@ impl Repository {
         let bound = grace / 3;
         let tombstone = self.bury(id, &epoch, &bytes, bound).await?;
         self.store().delete(&key).await?;
-        let (buried, now) = (self.store().head(&tombstone).await?.last_modified, self.store().now().await?);
+        let buried = match self.store().head(&tombstone).await {
+            Ok(info) => info.last_modified,
+            // So much time went by that a sweep has taken all of it.
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Expiry::Done),
+            Err(error) => return Err(error.into()),
+        };
+        let now = self.store().now().await?;
         let took = apart(buried, now);
         if took <= bound {
             return Ok(Expiry::Done);
         }
-        // As if it had never been deleted: the tombstone beside it means nothing.
-        match self.store().put_new(&key, bytes).await {
-            Err(error) if error.kind != StoreErrorKind::AlreadyExists => return Err(error.into()),
-            _ => {}
+        let (took, bound) = (report::duration(took), report::duration(bound));
+        match self.undo_expiry(id, grace).await {
+            Ok(_) => Err(RepositoryError::SlowExpiry { id: id.clone(), took, bound }),
+            // It has expired, as was meant; a sweep may be at what is left.
+            Err(
+                RepositoryError::TooLate { .. } | RepositoryError::Gone { .. } | RepositoryError::NoSuchBackup { .. },
+            ) => {
+                tracing::warn!(
+                    "expiring backup {id} took {took}, more than {bound}; there was no time left to undo it"
+                );
+                Ok(Expiry::Done)
+            }
+            Err(error) => Err(error),
         }
-        Err(RepositoryError::SlowExpiry {
-            id: id.clone(),
-            took: report::duration(took),
-            bound: report::duration(bound),
-        })
     }
 
     /// Writes a tombstone under a key that was never used; or finds one that was written just now, by a run that crashed before it

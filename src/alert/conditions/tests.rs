@@ -117,7 +117,8 @@ fn history(did: &[Did], now: i64) -> History {
         }
     }
     entries.sort_by_key(|(at, _)| -at);
-    let catalog = Catalog { entries: entries.into_iter().map(|(_, entry)| entry).collect(), unknown: None };
+    let catalog =
+        Catalog { entries: entries.into_iter().map(|(_, entry)| entry).collect(), unknown: None, ..Catalog::default() };
     let verdicts = Verdicts::new(&catalog, all);
     attempts.sort_by_key(|attempt| attempt.started);
     History { now: hour(now), created: hour(0), catalog, verdicts, attempts }

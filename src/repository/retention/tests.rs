@@ -147,7 +147,7 @@ fn history(nights: &[Night], now: Timestamp) -> History {
         CatalogEntry::Good(head) => std::cmp::Reverse(head.started),
         _ => unreachable!(),
     });
-    let catalog = Catalog { entries, unknown: None };
+    let catalog = Catalog { entries, unknown: None, ..Catalog::default() };
     let evidence = nights.iter().filter_map(|night| night.evidence(&repository)).collect();
     let verdicts = Verdicts::new(&catalog, evidence);
     History { now, catalog, verdicts, ..History::default() }

@@ -267,6 +267,23 @@ fn epochs_go_with_all_older_ones_and_never_the_newest() {
     }
 }
 
+/// Whoever begins an epoch may sleep for weeks before its record is there, and until then others go on with the one before.
+#[test]
+fn an_epoch_ends_when_the_record_of_the_next_one_is_seen() {
+    let eras = vec![Era { began: 1000, parts: vec![1000] }, Era { began: 800, parts: vec![] }];
+    let world = World::new(eras, vec![run(0, false, Some(80), 900, &[0]), run(1, true, None, 500, &[])]);
+    let ages = Ages { now: world.now, grace: Duration::from_secs(GRACE * 3600) };
+    for (seen_for, goes) in [(72, true), (71, false)] {
+        let mut survey = world.survey();
+        let next = &world.epochs[1];
+        let mut late = SeenEpoch::new(next.id().clone(), EpochState::Open(next.clone()));
+        late.add(world.object(layout::keys(next.id(), &Protection::Clear), 800), &ages);
+        late.add(world.object(layout::epoch_record(next.id()), seen_for), &ages);
+        survey.epochs[1] = late;
+        assert_eq!(plan(survey, 100).epochs.contains(world.epochs[0].id()), goes, "{seen_for}");
+    }
+}
+
 #[test]
 fn an_epoch_that_an_attempt_needs_stays() {
     let eras = vec![Era { began: 1000, parts: vec![] }, Era { began: 800, parts: vec![] }];
@@ -355,6 +372,16 @@ fn keys_without_a_record_go() {
         let plan = plan(survey, 100);
         assert_eq!(plan.epochs.contains(&id), goes, "{hours} {more:?}");
         assert_eq!(plan.work.then.concat().contains(&keys), goes, "{hours} {more:?}");
+    }
+    // Newer than any epoch, and before the newest has been in use for the grace period: their record may still come.
+    for (began, id) in [(1000, ago(world.now, 999)), (1000, ago(world.now, 800)), (71, ago(world.now, 100))] {
+        let eras = vec![Era { began, parts: vec![] }];
+        let world = World::new(eras, vec![run(0, true, None, 50, &[])]);
+        let (mut survey, id) = (world.survey(), EpochId::new(id));
+        let mut seen = SeenEpoch::new(id.clone(), EpochState::NoRecord);
+        seen.add(world.object(layout::keys(&id, &Protection::Clear), 80), &ages);
+        survey.epochs.push(seen);
+        assert_eq!(plan(survey, 100).epochs, [], "{began} {id}");
     }
 }
 

@@ -139,7 +139,7 @@ impl Records {
     pub(crate) fn history(&self, now: Timestamp) -> History {
         let newest_first: BTreeMap<_, _> = self.heads.iter().map(|head| ((head.started, &head.backup), head)).collect();
         let entries = newest_first.into_values().rev().map(|head| CatalogEntry::Good(Box::new(head.clone()))).collect();
-        let catalog = Catalog { entries, unknown: None };
+        let catalog = Catalog { entries, unknown: None, ..Catalog::default() };
         let verdicts = Verdicts::new(&catalog, self.evidence.clone());
         let mut attempts = self.attempts.clone();
         attempts.sort_by_key(|attempt| attempt.started);

@@ -18,8 +18,8 @@ use altlas_backup::{
     operation::PruneArguments,
     pipeline::{Budget, Pipeline, Progress},
     repository::{
-        BackupId, BackupState, Catalog, CatalogEntry, Commit, Cut, Epoch, Expiry, FORMAT_VERSION, Format, Head,
-        Keyring, Manifest, Repository, RepositoryError, ReusableParts, SnapshotState, SourceIdentity, retention,
+        BackupId, BackupState, Catalog, CatalogEntry, Commit, Cut, Epoch, FORMAT_VERSION, Format, Head, Keyring,
+        Manifest, Repository, RepositoryError, ReusableParts, SnapshotState, SourceIdentity, retention,
         sweep::{self, Survey},
         tool,
     },
@@ -57,6 +57,8 @@ struct State {
     random: StdRng,
     now: Timestamp,
     objects: BTreeMap<String, (Bytes, Timestamp)>,
+    /// When each backup got its last tombstone.
+    expired: BTreeMap<String, Timestamp>,
     /// Who has not ended yet.
     alive: BTreeSet<usize>,
     /// When each wakes; several calls of one may sleep at once.
@@ -69,6 +71,7 @@ impl World {
             random: StdRng::seed_from_u64(seed),
             now: "2026-11-01T01:00:00Z".parse().unwrap(),
             objects: BTreeMap::new(),
+            expired: BTreeMap::new(),
             alive: BTreeSet::new(),
             asleep: BTreeSet::new(),
         };
@@ -192,6 +195,9 @@ impl Backend for View {
         if state.objects.contains_key(key) {
             return Err(StoreError::new(StoreErrorKind::AlreadyExists, "put", key, "taken"));
         }
+        if let Some((id, _)) = key.strip_prefix("tombstones/").and_then(|name| name.split_once('.')) {
+            state.expired.insert(id.to_owned(), now);
+        }
         state.objects.insert(key.to_owned(), (body, now));
         Ok(())
     }
@@ -255,8 +261,7 @@ impl Backend for View {
 struct Journal {
     /// Backups that reported success.
     succeeded: Vec<BackupId>,
-    /// When a backup last began to expire.
-    expired: BTreeMap<BackupId, Timestamp>,
+    expired: usize,
     undone: u64,
     swept: u64,
     reused: u64,
@@ -347,10 +352,7 @@ async fn prune(view: &Arc<View>, last: u32, journal: &Shared) -> Result<(), Repo
         return Err(RepositoryError::Braked(sweep.brakes));
     }
     for backup in retention.expired() {
-        journal.lock().unwrap().expired.insert(backup.backup.clone(), view.world.now());
-        if repository.expire(&backup.backup, GRACE).await? == Expiry::WasGone {
-            continue;
-        }
+        repository.expire(&backup.backup, GRACE).await?;
     }
     let removed = AtomicU64::new(0);
     let done = sweep.carry_out(&repository, &removed).await;
@@ -430,16 +432,18 @@ fn live(seed: u64) -> Journal {
                 other => panic!("seed {seed}: {other:?}"),
             }
         }
-        let (journal, now) = (journal.lock().unwrap().clone(), world.now());
+        let (mut journal, now, expired) = (journal.lock().unwrap(), world.now(), world.lock().expired.clone());
+        journal.expired = expired.len();
         for id in &journal.succeeded {
             let is_known = heads.contains(id) || tombstones.contains(id);
             let long_ago = |at: &Timestamp| now.duration_since(*at) >= SignedDuration::try_from(GRACE).unwrap();
             assert!(
-                is_known || journal.expired.get(id).is_some_and(long_ago),
+                is_known || expired.get(id.as_str()).is_some_and(long_ago),
                 "seed {seed}: backup {id} succeeded, and went before its grace period was over"
             );
         }
         assert!(!heads.is_empty() || journal.succeeded.is_empty(), "seed {seed}");
+        drop(journal);
         // What is left is swept without a brake.
         prune(&calm(9), 2, &Shared::default()).await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     });
@@ -462,7 +466,7 @@ fn weeks_in_which_anything_may_sleep_or_crash() {
     for seed in &seeds {
         let journal = live(*seed);
         all.succeeded.extend(journal.succeeded);
-        all.expired.extend(journal.expired);
+        all.expired += journal.expired;
         all.undone += journal.undone;
         all.swept += journal.swept;
         all.reused += journal.reused;
@@ -475,7 +479,7 @@ fn weeks_in_which_anything_may_sleep_or_crash() {
         seeds.len(),
         all.succeeded.len(),
         all.reused,
-        all.expired.len(),
+        all.expired,
         all.undone,
         all.swept,
         all.failed
