@@ -122,6 +122,12 @@ impl Prometheus {
         Self(Server::start(&tools::prometheus(), folder, port, &arguments))
     }
 
+    /// The value of the only series that this query gives, if there is one.
+    pub fn value(&self, query: &str) -> Option<f64> {
+        let answer = self.0.json(&format!("/api/v1/query?query={query}"));
+        answer["data"]["result"][0]["value"][1].as_str()?.parse().ok()
+    }
+
     /// The names of the alerts that fire.
     pub fn firing(&self) -> Vec<String> {
         let answer = self.0.json("/api/v1/alerts");
