@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test tool: whatever it does not expect ends it")]
 #![allow(missing_docs, unreachable_pub)]
 
+#[expect(dead_code, reason = "the tests use more of it")]
 mod forging;
 
 use std::{fs, path::Path};
