@@ -3,7 +3,10 @@
 //! Every configured source has every condition, firing or not. Their words leave the house: they name the source, the backup, a code for the
 //! reason and the next step, and nothing that is inside of a source.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -77,6 +80,23 @@ pub fn conditions(history: &History, config: &Config, expected: &Expected, now: 
         ]);
     }
     found
+}
+
+/// What is known of sources that backups hold and that are not configured here: a machine that only verifies may have none.
+pub(super) fn of_others(history: &History, config: &Config, now: Timestamp) -> Vec<Condition> {
+    let names = history.catalog.heads().flat_map(|head| &head.sources).map(|source| source.name.as_str());
+    let is_other = |name: &&str| config.sources.iter().all(|source| source.name.as_str() != *name);
+    let others: BTreeSet<&str> = names.filter(is_other).collect();
+    let of = |name| {
+        let of = Of { history, name, now };
+        [of.verification_failed(), of.verification_inconclusive()]
+    };
+    others.into_iter().flat_map(of).collect()
+}
+
+/// Is a backup of this source known to be bad, which no newer one makes up for?
+pub fn is_bad(history: &History, name: &str, now: Timestamp) -> bool {
+    Of { history, name, now }.verification_failed().firing
 }
 
 /// How one attempt at backing a source up ended.
@@ -266,6 +286,8 @@ impl<'a> Of<'a> {
                             return self.bad(&head.backup, since, reason.as_str(), &what);
                         }
                         Some(_) => {}
+                        // What a clock that ran ahead has dated makes up for nothing.
+                        None if !self.is_past(head.started) => {}
                         None => {
                             let found = self.found_good(head, source);
                             good = good.or(found.map(|(at, _)| (at, &head.backup)));

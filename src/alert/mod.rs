@@ -19,7 +19,7 @@ mod run;
 mod watch;
 
 pub use self::{
-    conditions::{Condition, Expected, conditions, limit},
+    conditions::{Condition, Expected, conditions, is_bad, limit},
     error::NotifyError,
     message::Message,
     run::{Run, after},

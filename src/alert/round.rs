@@ -6,6 +6,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use futures::future::join_all;
@@ -24,6 +25,9 @@ use crate::{
     },
 };
 
+/// A journal that was read so long ago is read again, before anybody is told once more what it says.
+const STALE: Duration = Duration::from_secs(1);
+
 /// How often a round looks again after somebody else was faster.
 const LOOKS: usize = 5;
 
@@ -33,9 +37,9 @@ type Change = (AlertKey, AlertState, Said);
 /// What receivers were told by this process that could not be written down.
 pub(super) type Memory = HashMap<(AlertKey, &'static str), AlertState>;
 
-/// What changed since it was last written down: a pure function of both. An alert of a source that is not configured any more is over;
-/// of what no condition speaks, nothing changes.
-fn changes(journal: &AlertJournal, conditions: &[Condition], config: &Config, now: Timestamp) -> Vec<Change> {
+/// What changed since it was last written down: a pure function of both. Where `config` is what is backed up, an alert of a source that is
+/// not in it any more is over; of what no condition speaks, nothing changes.
+fn changes(journal: &AlertJournal, conditions: &[Condition], config: Option<&Config>, now: Timestamp) -> Vec<Change> {
     let mut found = Vec::new();
     for Condition { key, firing, said } in conditions {
         match (firing, journal.firing(key)) {
@@ -44,6 +48,7 @@ fn changes(journal: &AlertJournal, conditions: &[Condition], config: &Config, no
             _ => {}
         }
     }
+    let Some(config) = config else { return found };
     for change in journal.all_firing() {
         let Some(name) = change.key.source() else { continue };
         if !config.sources.iter().any(|source| source.name.as_str() == name) {
@@ -88,6 +93,8 @@ pub(super) struct Round<'a> {
     pub(super) quiet: SignedDuration,
     /// Are receivers that forget reminded of what is firing still?
     pub(super) remind: bool,
+    /// Does the configuration name all that is backed up? One of a machine that only verifies need not.
+    pub(super) names_all: bool,
 }
 
 /// What a round leaves.
@@ -103,12 +110,23 @@ impl Round<'_> {
     /// Carries it out.
     ///
     /// # Errors
-    /// What keeps the journal from being read. Nobody was told anything then.
+    /// What keeps the journal from being read. What is firing was told all the same, unless this process remembers that it was.
     pub(super) async fn carry_out(
         &self,
         conditions: &[Condition],
         memory: &mut Memory,
-    ) -> Result<Left, RepositoryError> {
+    ) -> Result<Left, (RepositoryError, usize)> {
+        match self.by_journal(conditions, memory).await {
+            Ok(left) => Ok(left),
+            Err(error) => {
+                let firing = conditions.iter().filter(|one| one.firing).cloned();
+                let firing = firing.map(|Condition { key, said, .. }| (key, AlertState::Firing, said)).collect();
+                Err((error, self.tell_unwritten(firing, memory).await))
+            }
+        }
+    }
+
+    async fn by_journal(&self, conditions: &[Condition], memory: &mut Memory) -> Result<Left, RepositoryError> {
         let mut journal = self.repository.alerts().await?;
         let writer = match self.repository.alert_writer(self.now).await {
             Ok(writer) => writer,
@@ -119,6 +137,7 @@ impl Round<'_> {
         };
         let (own, unwritten) = self.write_down(&mut journal, writer.as_ref(), conditions).await?;
         let (mut left, mut now) = (Left::default(), HashSet::new());
+        let began = Instant::now();
         let told = join_all(self.queues(&journal, &own).into_iter().map(|queue| self.tell(queue))).await;
         for Told { name, changes } in told {
             let well = changes.iter().all(|(_, _, error)| error.is_none());
@@ -130,7 +149,11 @@ impl Round<'_> {
         }
         left.undelivered += self.tell_unwritten(unwritten, memory).await;
         if self.remind {
-            self.remind(&journal, &now, &mut left).await;
+            // What is over meanwhile must not be told to be firing.
+            if began.elapsed() >= STALE {
+                journal = self.repository.alerts().await?;
+            }
+            self.remind(&journal, &now, conditions, &mut left).await;
         }
         let waiting = journal.undelivered(&self.config.alerts.receiver_names());
         left.undelivered += waiting.iter().filter(|one| !one.is_on_its_way(self.now)).count();
@@ -149,7 +172,8 @@ impl Round<'_> {
         for _ in 0..LOOKS {
             let mut lost = false;
             unwritten.clear();
-            for (key, state, said) in changes(journal, conditions, self.config, self.now) {
+            let config = self.names_all.then_some(self.config);
+            for (key, state, said) in changes(journal, conditions, config, self.now) {
                 let Some(writer) = writer else {
                     unwritten.push((key, state, said));
                     continue;
@@ -255,15 +279,28 @@ impl Round<'_> {
         left
     }
 
-    /// Tells receivers that forget what is firing still, of what they were told before `now`.
-    async fn remind(&self, journal: &AlertJournal, now: &HashSet<(&str, AlertKey, u64)>, left: &mut Left) {
+    /// Tells receivers that forget what is firing still, of what they were told before `now`. And of a run that ended well, that it did: the
+    /// one that failed may have told so without a record, since the repository could not be read. They take the end of what they never heard
+    /// of in silence.
+    async fn remind(
+        &self,
+        journal: &AlertJournal,
+        now: &HashSet<(&str, AlertKey, u64)>,
+        conditions: &[Condition],
+        left: &mut Left,
+    ) {
         for (name, config) in self.config.alerts.receivers() {
             if self.resting.contains(name) || left.receivers.get(name) == Some(&false) {
                 continue;
             }
             let is_old = |change: &&AlertChange| !now.contains(&(name, change.key.clone(), change.number));
             let known = journal.all_firing().filter(is_old).filter(|change| journal.is_told(change, name));
-            let messages: Vec<Message> = known.map(|change| self.message(change)).collect();
+            let is_over =
+                |one: &&Condition| !one.firing && one.key.source().is_none() && journal.firing(&one.key).is_none();
+            let over = conditions.iter().filter(is_over);
+            let over =
+                over.map(|one| Message::new(self.config, self.expected, &one.key, AlertState::Resolved, &one.said));
+            let messages: Vec<Message> = known.map(|change| self.message(change)).chain(over).collect();
             let reminded = match Receiver::open(name, config) {
                 Ok(receiver) => receiver.remind(&messages).await,
                 Err(error) => Err(error),

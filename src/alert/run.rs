@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Condition, Expected, conditions,
+    Condition, Expected,
+    conditions::{conditions, of_others},
     message::Message,
     receiver::Patience,
     round::{Memory, Round, tell_directly},
@@ -117,7 +118,9 @@ pub(super) fn condition(run: Run, error: Option<&Error>, recorded: bool, now: Ti
 pub(super) fn is_recorded(history: &History, began: Instant) -> bool {
     let ago = SignedDuration::try_from(began.elapsed().saturating_add(SLACK)).unwrap_or(SignedDuration::MAX);
     let began = history.now.saturating_sub(ago).unwrap_or(Timestamp::MIN);
-    history.attempts.last().is_some_and(|attempt| attempt.started >= began)
+    // One that a clock which ran ahead has dated into the future is none of this run's.
+    let until = history.now.saturating_add(SLACK).unwrap_or(Timestamp::MAX);
+    history.attempts.iter().any(|attempt| began <= attempt.started && attempt.started <= until)
 }
 
 /// Tells whoever is configured what changed by a run that began at `began` and ended with this error, or without one. Whatever comes of it is
@@ -144,7 +147,7 @@ pub async fn after(context: &Context, run: Run, began: Instant, error: Option<&E
         Ok((repository, history)) => {
             let recorded = run == Run::Backup && is_recorded(&history, began);
             let ended = condition(run, error, recorded, history.now);
-            one_round(context, &repository, &history, ended, patience).await;
+            one_round(context, run, &repository, &history, ended, patience).await;
         }
         Err(unreadable) => {
             let error = error.unwrap_or(&unreadable);
@@ -157,6 +160,7 @@ pub async fn after(context: &Context, run: Run, began: Instant, error: Option<&E
 
 async fn one_round(
     context: &Context,
+    run: Run,
     repository: &Repository,
     history: &History,
     ended: Option<Condition>,
@@ -165,6 +169,9 @@ async fn one_round(
     let config = &context.config;
     let expected = Expected::of(config, history.now);
     let mut all = conditions(history, config, &expected, history.now);
+    if run == Run::Verify {
+        all.extend(of_others(history, config, history.now));
+    }
     all.extend(ended);
     let round = Round {
         config,
@@ -175,9 +182,12 @@ async fn one_round(
         resting: HashSet::new(),
         quiet: SignedDuration::ZERO,
         remind: true,
+        names_all: run == Run::Backup,
     };
-    if let Err(error) = round.carry_out(&all, &mut Memory::new()).await {
-        tracing::error!("nobody was told of alerts, since it cannot be found out what was told before: {error}");
+    if let Err((error, _)) = round.carry_out(&all, &mut Memory::new()).await {
+        tracing::error!(
+            "what was told of alerts before cannot be found out, so what is firing was told again: {error}"
+        );
     }
 }
 

@@ -119,6 +119,7 @@ impl Watch {
             resting: self.resting(now),
             quiet: QUIET,
             remind,
+            names_all: true,
         };
         // Only this process knows of an outage, and that it is over.
         self.outage = None;
@@ -131,7 +132,10 @@ impl Watch {
                 }
                 self.note(left, Instant::now());
             }
-            Err(error) => tracing::warn!("nobody was told of alerts: {error}"),
+            Err((error, undelivered)) => {
+                tracing::warn!("what was told of alerts before cannot be found out: {error}");
+                self.undelivered = undelivered;
+            }
         }
     }
 

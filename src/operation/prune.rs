@@ -3,7 +3,7 @@
 //! All of it is planned before anything is touched, from one look at the repository; and where a brake holds, nothing is touched at all.
 //! What expires now keeps all its objects for the grace period, so that the sweep's plan does not depend on what is expired before it.
 
-use std::{sync::atomic::AtomicU64, time::Duration};
+use std::{collections::HashSet, sync::atomic::AtomicU64, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use super::{Context, Error};
 use crate::{
     config::{RepositoryUrl, RetentionConfig},
     repository::{
-        BackupId, Expiry, Repository, RepositoryError,
+        BackupId, Expiry, History, Repository, RepositoryError,
         retention::{self, RetentionPlan},
         sweep::{self, Brake, Survey, SweepPlan, Tally},
     },
@@ -95,7 +95,7 @@ pub async fn prune(context: &Context, arguments: &PruneArguments) -> Result<Prun
         expire_at_most_percent: arguments.expire_at_most.unwrap_or(config.expire_at_most_percent),
         ..config
     });
-    let retention = config.map(|config| retention::plan(&history, &config, now));
+    let retention = config.as_ref().map(|config| retention::plan(&history, config, now));
     let mut sweep = sweep::plan(survey, arguments.sweep_at_most.unwrap_or(SWEEP_AT_MOST));
     let too_many = retention.iter().flat_map(|plan| plan.too_many.clone());
     sweep.brakes.extend(too_many.map(Brake::TooMany));
@@ -104,7 +104,8 @@ pub async fn prune(context: &Context, arguments: &PruneArguments) -> Result<Prun
         if !sweep.brakes.is_empty() {
             return Err(RepositoryError::Braked(sweep.brakes).into());
         }
-        carry_out(context, &repository, retention.as_ref(), &sweep, &temporaries).await?;
+        let still = expires_still(&repository, config.as_ref(), retention.as_ref()).await?;
+        carry_out(context, &repository, &still, &sweep, &temporaries).await?;
     }
     let refused = sweep.brakes.iter().map(|brake| Refusal { message: brake.to_string(), hint: brake.hint() });
     let refused = refused.collect();
@@ -122,18 +123,38 @@ pub async fn prune(context: &Context, arguments: &PruneArguments) -> Result<Prun
     })
 }
 
+/// What is to expire by the plan, and would by a new one too: the survey read every manifest, and while it did a verification may have found
+/// that the newest backup is bad.
+async fn expires_still(
+    repository: &Repository,
+    config: Option<&RetentionConfig>,
+    planned: Option<&RetentionPlan>,
+) -> Result<Vec<BackupId>, RepositoryError> {
+    let planned: Vec<&BackupId> =
+        planned.into_iter().flat_map(RetentionPlan::expired).map(|backup| &backup.backup).collect();
+    let Some(config) = config.filter(|_| !planned.is_empty()) else { return Ok(Vec::new()) };
+    let history = History::read(repository).await?;
+    let again = retention::plan(&history, config, history.now);
+    let again: HashSet<&BackupId> = again.expired().map(|backup| &backup.backup).collect();
+    let (still, not_now): (Vec<_>, Vec<_>) = planned.into_iter().partition(|backup| again.contains(backup));
+    for backup in not_now {
+        tracing::warn!("backup {backup} does not expire now: it is needed since the plan was made");
+    }
+    Ok(still.into_iter().cloned().collect())
+}
+
 async fn carry_out(
     context: &Context,
     repository: &Repository,
-    retention: Option<&RetentionPlan>,
+    expiring: &[BackupId],
     sweep: &SweepPlan,
     temporaries: &[StaleTemporary],
 ) -> Result<(), Error> {
     context.progress.set_phase("letting backups expire");
-    for backup in retention.into_iter().flat_map(RetentionPlan::expired) {
-        match repository.expire(&backup.backup, context.config.repository.grace).await? {
-            Expiry::Done => tracing::info!("backup {} expired", backup.backup),
-            Expiry::WasGone => tracing::info!("backup {} has expired meanwhile", backup.backup),
+    for backup in expiring {
+        match repository.expire(backup, context.config.repository.grace).await? {
+            Expiry::Done => tracing::info!("backup {backup} expired"),
+            Expiry::WasGone => tracing::info!("backup {backup} has expired meanwhile"),
         }
     }
     context.progress.set_phase("removing what nothing needs");

@@ -265,6 +265,14 @@ impl AlertRecord {
         }
     }
 
+    /// The epoch whose key its seal needs.
+    pub(super) fn epoch(&self) -> &EpochId {
+        match self {
+            Self::Change(change) => &change.epoch,
+            Self::Try(tried) => &tried.epoch,
+        }
+    }
+
     fn repository(&self) -> &RepositoryId {
         match self {
             Self::Change(change) => &change.repository,

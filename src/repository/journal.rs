@@ -1,10 +1,10 @@
 //! The journal of alerts: what follows from all their records. A pure function of them, whatever their order, and however often one is given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::{AlertChange, AlertKey, AlertRecord, AlertState, AlertTry};
+use super::{AlertChange, AlertKey, AlertRecord, AlertState, AlertTry, EpochId};
 
 /// A change that nobody has tried to tell belongs to whoever wrote it for so long; then that one has died, and anybody tells it.
 const CLAIM: SignedDuration = SignedDuration::from_mins(3);
@@ -138,25 +138,56 @@ impl AlertJournal {
         found
     }
 
-    /// Objects that say nothing any more: changes from before `before` that a later one of the same alert followed, with what was
-    /// tried of them, believed or not. Nobody is told such a change later, even where it was never told.
+    /// Objects from before `before` that say nothing any more. Nobody is told such a change later, even where it was never told.
+    ///
+    /// A change goes before what was tried of it, by a sweep of its own: without its tries it would be told once more.
     pub fn superseded(&self, before: Timestamp) -> Vec<String> {
+        let is_old = |at: Timestamp| at < before;
         let mut objects = Vec::new();
         for (key, entries) in &self.alerts {
-            let Some(newest) = self.newest(key) else { continue };
-            for entry in entries.range(..newest.number).map(|(_, entry)| entry) {
-                let at = entry.change.as_ref().map(|change| change.at);
-                if at.into_iter().chain(entry.tries.values().map(|tried| tried.at)).any(|at| at >= before) {
+            let newest = self.newest(key);
+            for entry in entries.values() {
+                let Some(change) = &entry.change else {
+                    let tries = entry.tries.values().filter(|tried| is_old(tried.at));
+                    objects.extend(tries.map(|tried| AlertRecord::Try(tried.clone()).object()));
                     continue;
+                };
+                let is_followed = newest.is_some_and(|newest| change.number < newest.number);
+                if is_old(change.at) && (is_followed || self.is_settled(entries, change)) {
+                    objects.push(AlertRecord::Change(change.clone()).object());
                 }
-                objects.extend(entry.change.iter().map(|change| AlertRecord::Change(change.clone()).object()));
-                objects.extend(entry.tries.values().map(|tried| AlertRecord::Try(tried.clone()).object()));
+                // Of tries that failed the last one says it all.
+                for receiver in entry.tries.values().map(|tried| &*tried.receiver).collect::<BTreeSet<_>>() {
+                    let failed = entry.tries(receiver).rev().skip(1).filter(|tried| tried.error.is_some());
+                    let old = failed.filter(|tried| is_old(tried.at));
+                    objects.extend(old.map(|tried| AlertRecord::Try(tried.clone()).object()));
+                }
             }
         }
-        let followed = |key: &AlertKey, number: u64| self.newest(key).is_some_and(|newest| number < newest.number);
-        let strange = self.strange.iter().filter(|(_, (key, number, at))| *at < before && followed(key, *number));
+        let newest = |key: &AlertKey| self.newest(key).map(|newest| newest.number);
+        let strange = self
+            .strange
+            .iter()
+            .filter(|(_, (key, number, at))| is_old(*at) && newest(key).is_none_or(|newest| *number < newest));
         objects.extend(strange.map(|(object, _)| object.clone()));
         objects
+    }
+
+    /// Is it over, known to everybody who is to know, and all that is left of its alert?
+    fn is_settled(&self, entries: &BTreeMap<u64, Entry>, change: &AlertChange) -> bool {
+        change.state == AlertState::Resolved
+            && entries.values().filter(|entry| entry.change.is_some()).count() == 1
+            && change.to.iter().all(|receiver| self.is_told(change, receiver))
+    }
+
+    /// The epochs whose keys its records need, but for these objects.
+    pub(super) fn epochs(&self, without: &[String]) -> BTreeSet<EpochId> {
+        let without: HashSet<&str> = without.iter().map(String::as_str).collect();
+        let records = self.alerts.values().flat_map(BTreeMap::values).flat_map(|entry| {
+            let change = entry.change.iter().cloned().map(AlertRecord::Change);
+            change.chain(entry.tries.values().cloned().map(AlertRecord::Try))
+        });
+        records.filter(|record| !without.contains(&*record.object())).map(|record| record.epoch().clone()).collect()
     }
 }
 
@@ -256,30 +287,56 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_later_change_followed_is_superseded() {
+    fn only_what_says_nothing_any_more_is_superseded() {
         use AlertState::{Firing, Resolved};
         let records = [
             change("a", 1, Firing),
             tried("a", 1, "webhook", 2, None),
             change("a", 2, Resolved),
+            tried("a", 2, "webhook", 400, Some("late")),
+            tried("a", 2, "webhook", 450, Some("late")),
             tried("a", 2, "webhook", 500, Some("late")),
             change("a", 3, Firing),
             change("b", 1, Firing),
+            // Over, with nothing before it; one of them nobody was told.
+            change("c", 2, Resolved),
+            tried("c", 2, "webhook", 5, None),
+            change("d", 2, Resolved),
         ];
+        let of = |numbers: &[usize]| numbers.iter().map(|n| records[*n].object()).collect::<BTreeSet<_>>();
+        let gone =
+            |journal: &AlertJournal, before: i64| journal.superseded(time(before)).into_iter().collect::<BTreeSet<_>>();
         let all = journal(records.clone());
-        assert_eq!(all.superseded(time(0)), Vec::<String>::new());
-        let of = |numbers: &[usize]| numbers.iter().map(|n| records[*n].object()).collect::<Vec<_>>();
-        assert_eq!(all.superseded(time(400)), of(&[0, 1]), "with all that is known of it old enough");
-        assert_eq!(all.superseded(time(1000)), of(&[0, 1, 2, 3]));
+        assert_eq!(gone(&all, 0), of(&[]));
+        assert_eq!(gone(&all, 400), of(&[0, 2, 8]), "however often it was tried");
+        assert_eq!(gone(&all, 451), of(&[0, 2, 3, 4, 8]), "the last try stays");
+        // Then what was tried of it.
+        let left = |gone: &[usize]| {
+            let kept = records.iter().enumerate().filter(|(n, _)| !gone.contains(n));
+            journal(kept.map(|(_, record)| record.clone()))
+        };
+        assert_eq!(gone(&left(&[0, 2, 3, 4, 8]), 501), of(&[1, 5, 9]));
+        assert_eq!(gone(&left(&[0, 1, 2, 3, 4, 5, 8, 9]), 1000), of(&[]));
+        // A change that is over stays as long as one that it followed: without it that one would be firing again.
+        let two = journal([change("a", 1, Firing), tried("a", 1, "webhook", 2, None), change("a", 2, Resolved)]);
+        assert_eq!(gone(&two, 1000), of(&[0]));
+        // What is not believed.
         let mut all = all;
         all.add_strange("forged".into(), key("a"), 2, time(9));
         all.add_strange("newer".into(), key("a"), 4, time(9));
-        assert_eq!(all.superseded(time(10)), [&of(&[0, 1])[..], &["forged".into()]].concat());
-        let mut swept = all.clone();
-        swept.alerts.get_mut(&key("a")).unwrap().retain(|number, _| *number == 3);
-        // Also of a change that is not believed the number is taken.
-        assert_eq!(all.next_number(&key("a")), 5);
-        assert_eq!((swept.firing(&key("a")), swept.next_number(&key("a"))), (all.firing(&key("a")), 5));
+        all.add_strange("all".into(), key("e"), 1, time(9));
+        assert_eq!(gone(&all, 10), &of(&[0, 2, 8]) | &["forged".to_owned(), "all".to_owned()].into());
+        assert_eq!(all.next_number(&key("a")), 5, "the number is taken all the same");
+    }
+
+    #[test]
+    fn records_need_the_epochs_of_their_seals() {
+        let all = journal([change("a", 1, AlertState::Firing), change("a", 2, AlertState::Resolved)]);
+        let epoch: EpochId = "20261101T010000Z-7h2mxq".parse().unwrap();
+        assert_eq!(all.epochs(&[]), [epoch.clone()].into());
+        let objects = [1, 2].map(|number| change("a", number, AlertState::Firing).object());
+        assert_eq!(all.epochs(&objects[..1]), [epoch].into());
+        assert_eq!(all.epochs(&objects), BTreeSet::new());
     }
 
     fn records() -> impl Strategy<Value = Vec<AlertRecord>> {

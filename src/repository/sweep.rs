@@ -316,13 +316,24 @@ impl SweepPlan {
 
 /// Decides what goes. At most `percent` of the parts may go that no expired backup explains (R9).
 pub fn plan(survey: Survey, percent: u32) -> SweepPlan {
-    let Survey { ages, epochs, mut backups, mut attempts, alerts, named, explained, unreadable, mut notes } = survey;
+    let Survey {
+        ages,
+        epochs,
+        mut backups,
+        mut attempts,
+        alerts,
+        epochs_of_alerts,
+        named,
+        explained,
+        unreadable,
+        mut notes,
+    } = survey;
     backups.sort_by(|a, b| b.id.cmp(&a.id));
     let heads = backups.iter().filter(|backup| backup.life == Life::Head).count() as u64;
     let parts = Tally::sum(epochs.iter().map(|epoch| epoch.parts));
     let (old_attempts, attempt_epochs) = old_attempts(&mut attempts, &ages);
     let in_use = backups.iter().filter(|backup| backup.life.protects()).filter_map(|backup| backup.epoch.clone());
-    let in_use: BTreeSet<EpochId> = in_use.chain(attempt_epochs).collect();
+    let in_use: BTreeSet<EpochId> = in_use.chain(attempt_epochs).chain(epochs_of_alerts).collect();
     let gone_epochs = gone_epochs(&epochs, &named, &in_use, &ages);
     let mut work = Work::default();
     records_of(&backups, &mut work);

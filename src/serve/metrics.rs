@@ -14,6 +14,7 @@ use prometheus_client::{
 
 use super::state::Observed;
 use crate::{
+    alert,
     config::{Config, SourceName},
     repository::{Head, HeadSource, History, Sizes},
     schedule,
@@ -22,7 +23,8 @@ use crate::{
 /// Clocks that are further apart than this are wrong.
 const CLOCKS_APART: SignedDuration = SignedDuration::from_mins(5);
 /// The words that a verdict may be.
-const VERDICTS: [&str; 4] = ["verified", "failed", "inconclusive", UNVERIFIED];
+const VERDICTS: [&str; 4] = ["verified", FAILED, "inconclusive", UNVERIFIED];
+const FAILED: &str = "failed";
 const UNVERIFIED: &str = "unverified";
 
 /// What is known of one configured source.
@@ -96,7 +98,12 @@ fn of_source(name: &str, intervals: [Option<Duration>; 2], history: &History, no
         last_attempt: newest(&|_, _| true).into_iter().chain(attempts.map(|one| one.started)).max(),
         expected_interval,
         expected_proof_interval,
-        verdict: examined.map_or(UNVERIFIED, |(head, source)| verdicts.of(&head.backup, &source.name).word()),
+        verdict: match examined.map_or(UNVERIFIED, |(head, source)| verdicts.of(&head.backup, &source.name).word()) {
+            // As the alert has it: what fires here and there is the same.
+            _ if alert::is_bad(history, name, now) => FAILED,
+            FAILED => UNVERIFIED,
+            verdict => verdict,
+        },
         verify_seconds: snapshots().find_map(|(head, source)| verdicts.of(&head.backup, &source.name).verify_seconds),
         sizes: there.map(|source| source.sizes),
         uncovered: there.map(|source| source.uncovered),

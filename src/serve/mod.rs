@@ -22,7 +22,11 @@ pub use self::{
     operations::Operations,
 };
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::Serialize;
 use tokio::{
@@ -102,11 +106,24 @@ pub async fn serve(context: &Context, options: Options) -> Result<ServeReport, E
     }
     let address = context.config.server.listen;
     let refused = |error: std::io::Error| Error::Listen { address, problem: error.to_string() };
-    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let listener = match TcpListener::bind(address).await {
+        // Every address, on a machine without IPv6: those that it has.
+        Err(error) if address.ip() == Ipv6Addr::UNSPECIFIED && is_without_ipv6(&error) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        bound => bound,
+    };
+    let listener = listener.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     tracing::info!("listening on http://{address}");
     let runner = Arc::new(Operations::new(context));
     Ok(run(context.config.clone(), runner, context.cancel.clone(), listener, options).await)
+}
+
+/// `EAFNOSUPPORT` where the kernel has no IPv6, `EADDRNOTAVAIL` where no interface may use it.
+fn is_without_ipv6(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    Errno::from_io_error(error).is_some_and(|errno| matches!(errno, Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL))
 }
 
 /// Serves on `listener`, with whatever carries things out, until `cancel`.

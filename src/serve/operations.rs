@@ -15,7 +15,7 @@ use crate::{
     operation::{self, BackupReport, Context, Error, PruneArguments, PruneReport, VerifyReport},
     pipeline::Progress,
     report,
-    repository::{BackupId, BackupState, History, Level, Records, Repository, Selector, Verdict},
+    repository::{BackupId, BackupState, History, Records, Repository, Selector, Verdict},
     schedule::{Due, Task},
 };
 
@@ -67,7 +67,8 @@ impl Operations {
                 Ok(Some(made.backup))
             }
             Task::Verify { backup, level } => {
-                say_verified(&verify(context, backup, *level).await?);
+                let selector = Selector::Prefix(backup.to_string());
+                say_verified(&operation::verify(context, &selector, *level).await?);
                 Ok(None)
             }
             Task::Prune => {
@@ -135,19 +136,6 @@ impl Runner for Operations {
         let mut bytes = 0;
         store.list("", &mut |info| bytes += info.size).await?;
         Ok(bytes)
-    }
-}
-
-/// A verification by restore cleans up after itself when it is told to stop; the others have nothing to clean up.
-async fn verify(context: &Context, backup: &BackupId, level: Level) -> Result<VerifyReport, Error> {
-    let selector = Selector::Prefix(backup.to_string());
-    let verified = operation::verify(context, &selector, level);
-    match level {
-        Level::Restore => verified.await,
-        Level::Presence | Level::Content => tokio::select! {
-            verified = verified => verified,
-            () = context.cancel.cancelled() => Err(Error::Interrupted),
-        },
     }
 }
 

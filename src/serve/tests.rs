@@ -337,11 +337,13 @@ fn facts_follow_from_the_records() {
     assert_eq!((a.verdict, a.verify_seconds, a.uncovered), ("verified", Some(60.0), Some(2)));
     assert_eq!(a.sizes.unwrap().stored, 200);
 
-    // A failure stays until a later snapshot is looked at, at whatever level; what was proved before is still the last that was.
+    // A failure stays until a later snapshot is looked at as deep; what was proved before is still the last that was.
     records.evidence(&second, Level::Content, Verdict::Failed, at(5));
     let third = records.head(at(6), at(6), &[("a", Partial), ("b", Complete)]);
     assert_eq!(of(&records)[0].verdict, "failed");
     assert_eq!((of(&records)[0].last_success, of(&records)[0].last_verified), (Some(at(3)), Some(at(1))));
+    records.evidence(&third, Level::Presence, Verdict::Sound, at(7));
+    assert_eq!(of(&records)[0].verdict, "failed", "a look that is less deep says nothing");
     records.evidence(&third, Level::Content, Verdict::Sound, at(7));
     assert_eq!(of(&records)[0].verdict, "unverified");
     records.evidence(&third, Level::Restore, Verdict::Inconclusive, at(8));
@@ -358,9 +360,12 @@ fn facts_follow_from_the_records() {
     // What is dated into the future silences nothing.
     let before = of(&records);
     let ahead = records.head(now + 6.minutes(), now + 7.minutes(), &[("a", Complete), ("b", Complete)]);
-    records.evidence(&ahead, Level::Restore, Verdict::Failed, now);
+    records.evidence(&ahead, Level::Restore, Verdict::Verified, now);
     records.attempt(now + 6.minutes(), now + 6.minutes(), &["a"], "source");
     assert_eq!(of(&records), before);
+    // If it is bad, that is told.
+    records.evidence(&ahead, Level::Restore, Verdict::Failed, now + 1.minutes());
+    assert_eq!(of(&records)[0].verdict, "failed");
     // But for clocks that are a little apart.
     records.head(now + 4.minutes(), now + 5.minutes(), &[("a", Complete), ("b", Complete)]);
     assert_eq!(of(&records)[0].last_success, Some(now + 4.minutes()));

@@ -338,8 +338,9 @@ fn right_before_and_right_after_every_write(mode: Mode) {
     each(kills, |(base, writes, moment)| {
         println!("{base}: {moment:?} of {writes}");
         let mut case = Case::new(&bench, base).one_write_at_a_time();
-        let objects = case.objects().len() as u64;
+        // A verification leaves evidence, so it comes first.
         let heads = case.check_heads();
+        let objects = case.objects().len() as u64;
         let output = case.killed(moment, Duration::ZERO);
         assert!(is_killed(&output), "{}", output.text());
         let (done, last) = match moment {

@@ -65,8 +65,13 @@ fn only_what_changed_is_told() {
         (&[(Late, "gone", Firing)], &[condition(Late, "a", false)], &[(Late, "gone", Resolved)]),
         (&[(Late, "gone", Firing), (Late, "gone", Resolved)], &[], &[]),
     ] {
-        let found = changes(&journal(told), conditions, &config, Timestamp::UNIX_EPOCH);
+        let found = changes(&journal(told), conditions, Some(&config), Timestamp::UNIX_EPOCH);
         let found: Vec<_> = found.iter().map(|(key, state, _)| (key.alert, key.subject.as_str(), *state)).collect();
+        assert_eq!(found, wanted, "{told:?} {conditions:?}");
+        // A machine that only verifies knows nothing of what it has not configured.
+        let found = changes(&journal(told), conditions, None, Timestamp::UNIX_EPOCH);
+        let found: Vec<_> = found.iter().map(|(key, state, _)| (key.alert, key.subject.as_str(), *state)).collect();
+        let wanted: Vec<_> = wanted.iter().copied().filter(|(_, subject, _)| *subject != "gone").collect();
         assert_eq!(found, wanted, "{told:?} {conditions:?}");
     }
 }

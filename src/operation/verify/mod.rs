@@ -243,13 +243,17 @@ impl VerifyReport {
 /// # Errors
 /// What keeps the answer from being found out.
 pub async fn verify(context: &Context, selector: &Selector, level: Level) -> Result<VerifyReport, Error> {
-    let repository = match context.repository().await {
-        Ok(repository) => repository,
+    let open = async {
+        let repository = context.repository().await?;
+        let catalog = Catalog::read(&repository).await?;
+        let verdicts = repository.verdicts(&catalog).await?;
+        Ok((repository, catalog, verdicts))
+    };
+    let (repository, catalog, verdicts) = match until_stopped(context, open).await {
+        Ok(opened) => opened,
         Err(Error::Repository(RepositoryError::Trust(trust))) => return Ok(VerifyReport::failed(level, None, &trust)),
         Err(error) => return Err(error),
     };
-    let catalog = Catalog::read(&repository).await?;
-    let verdicts = repository.verdicts(&catalog).await?;
     // The newest backup must not look sound because its head is damaged and an older one stands in for it.
     if *selector == Selector::Latest {
         let is_backup =
@@ -262,7 +266,11 @@ pub async fn verify(context: &Context, selector: &Selector, level: Level) -> Res
             _ => {}
         }
     }
-    let head = match browse::select(&catalog, &verdicts, selector, &[], repository.store().url()) {
+    let selected = match newest_of_anything(&catalog).filter(|_| *selector == Selector::Latest) {
+        Some(head) => Ok(head),
+        None => browse::select(&catalog, &verdicts, selector, &[], repository.store().url()),
+    };
+    let head = match selected {
         Ok(head) => head,
         Err(Error::Repository(RepositoryError::Trust(trust))) => {
             let id = match selector {
@@ -280,17 +288,33 @@ pub async fn verify(context: &Context, selector: &Selector, level: Level) -> Res
         }
         Err(error) => return Err(error),
     };
-    let (clock, started) = (Instant::now(), repository.store().now().await?);
-    let epoch = repository.epoch(&head.epoch).await?;
+    let clock = Instant::now();
+    let begin = async { Ok((repository.store().now().await?, repository.epoch(&head.epoch).await?)) };
+    let (started, epoch) = until_stopped(context, begin).await?;
     let mut report = verify_head(context, &repository, head, &epoch, level).await?;
     report.seconds = clock.elapsed().as_secs_f64();
     match store_evidence(&repository, head, &epoch, &report, started).await {
         Ok(finished) => report.evidence = Some(finished),
-        // At lower levels it is what was found that counts, and it is told.
-        Err(error) if level != Level::Restore => tracing::warn!("no evidence of this was stored: {error}"),
+        // At lower levels, and of a backup that is bad, it is what was found that counts, and it is told.
+        Err(error) if level != Level::Restore || report.verdict == Verdict::Failed => {
+            tracing::warn!("no evidence of this was stored: {error}");
+        }
         Err(error) => return Err(error.into()),
     }
     Ok(report)
+}
+
+/// The newest backup, also one that lacks something: what it holds is worth no less for that.
+fn newest_of_anything(catalog: &Catalog) -> Option<&Head> {
+    catalog.heads().find(|head| head.sources.iter().any(|source| source.state.is_there()))
+}
+
+/// Ends with the answer, or when the run is told to stop. Only for what leaves nothing that must be cleaned up.
+async fn until_stopped<T>(context: &Context, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::select! {
+        done = work => done,
+        () = context.cancel.cancelled() => Err(Error::Interrupted),
+    }
 }
 
 /// Stores what was found; gives when it ended, by the store's clock.
@@ -320,10 +344,12 @@ async fn verify_head(
     if level != Level::Presence {
         epoch.must_open_parts().map_err(RepositoryError::from)?;
     }
-    let manifests = presence(context, repository, head, epoch, &mut report).await?;
+    let manifests = until_stopped(context, presence(context, repository, head, epoch, &mut report)).await?;
     match level {
         Level::Presence => {}
-        Level::Content => read_all(context, repository, epoch, manifests, &mut report).await?,
+        Level::Content => {
+            until_stopped(context, read_all(context, repository, epoch, manifests, &mut report)).await?;
+        }
         Level::Restore => restore::prove_all(context, repository, head, epoch, manifests, &mut report).await?,
     }
     report.problems.sort_by(|a, b| (&a.object, &a.artifacts).cmp(&(&b.object, &b.artifacts)));

@@ -28,6 +28,8 @@ pub struct Survey {
     pub(super) attempts: Vec<SeenAttempt>,
     /// Records of alerts that say nothing any more.
     pub(super) alerts: Vec<String>,
+    /// Epochs whose keys the other records of alerts need.
+    pub(super) epochs_of_alerts: BTreeSet<EpochId>,
     /// What heads, young tombstones and young manifests without a head name.
     pub(super) named: HashSet<PartMark>,
     /// What old tombstones name.
@@ -45,6 +47,7 @@ impl Survey {
             backups: Vec::new(),
             attempts: Vec::new(),
             alerts: Vec::new(),
+            epochs_of_alerts: BTreeSet::new(),
             named: HashSet::new(),
             explained: HashSet::new(),
             unreadable: Vec::new(),
@@ -70,7 +73,9 @@ impl Survey {
         for (id, infos) in objects(repository, layout::ATTEMPTS, layout::attempt_of).await? {
             survey.attempts.extend(infos.into_iter().map(|info| (info, of.get(&id).map(|epoch| (*epoch).clone()))));
         }
-        survey.alerts = repository.alerts().await?.superseded(survey.ages.old_before());
+        let journal = repository.alerts().await?;
+        survey.alerts = journal.superseded(survey.ages.old_before());
+        survey.epochs_of_alerts = journal.epochs(&survey.alerts);
         let evidence = objects(repository, layout::VERIFICATIONS, layout::verified_backup).await?;
         survey.sort_backups(&catalog, listed, evidence);
         survey.read_names(repository, &catalog).await?;

@@ -285,13 +285,17 @@ fn an_epoch_ends_when_the_record_of_the_next_one_is_seen() {
 }
 
 #[test]
-fn an_epoch_that_an_attempt_needs_stays() {
+fn an_epoch_that_a_record_needs_stays() {
     let eras = vec![Era { began: 1000, parts: vec![] }, Era { began: 800, parts: vec![] }];
     let world = World::new(eras, vec![run(1, true, None, 500, &[])]);
     let mut survey = world.survey();
     assert_eq!(plan(world.survey(), 30).epochs.len(), 1);
     let attempt = world.object("attempts/20261101T010000Z-k3f9qa.json".into(), 900);
     survey.attempts.push((attempt, Some(world.epochs[0].id().clone())));
+    assert_eq!(plan(survey, 30).epochs, []);
+    // So does one that the record of an alert needs: it would not be believed without.
+    let mut survey = world.survey();
+    survey.epochs_of_alerts.insert(world.epochs[0].id().clone());
     assert_eq!(plan(survey, 30).epochs, []);
 }
 

@@ -141,7 +141,7 @@ fn what_others_bring_later_stays() {
     let workspace = Workspace::folder().postgres(&source, &["*"]);
     workspace.run(&["init"]).ok();
     workspace.run(&["backup"]).ok();
-    let scratch = Postgres::start(Major::V15);
+    let scratch = Postgres::start_unrelated(Major::V15);
     let given = Given::postgres(&scratch);
     // Tools of both majors are looked for in the path of the tests, which has them not.
     let unclaimed = given.prove_backup(&workspace, "latest").unwrap_err().to_string();

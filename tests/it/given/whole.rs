@@ -54,7 +54,7 @@ fn three_sources_are_proved_and_nothing_is_left() {
     let sources = Sources::start();
     let mut workspace = sources.backed_up();
     let (postgres, redis, nats) =
-        (Postgres::start(Major::V15), Redis::start(RedisVersion::V82), Nats::start(NatsVersion::V215));
+        (Postgres::start_unrelated(Major::V15), Redis::start(RedisVersion::V82), Nats::start(NatsVersion::V215));
     give(&mut workspace, "postgres", &postgres.url("postgres"), &postgres.password_file());
     give(&mut workspace, "redis", &redis.url(), &redis.password_file());
     give(&mut workspace, "nats", &nats.url_with_user(), &nats.password_file());

@@ -68,6 +68,17 @@ impl Postgres {
     pub fn start_with(major: Major, settings: &str) -> Self {
         let folder = temp_folder();
         copy(&template(major), &folder.path().join("data"));
+        Self::start_in(major, folder, settings)
+    }
+
+    /// Starts an empty server with a system identifier of its own: all others of its version are copies of one template, and so of each other.
+    pub fn start_unrelated(major: Major) -> Self {
+        let folder = temp_folder();
+        initialize(major, folder.path());
+        Self::start_in(major, folder, "")
+    }
+
+    fn start_in(major: Major, folder: TempDir, settings: &str) -> Self {
         let socket = folder.path().join("s");
         fs::create_dir(&socket).unwrap();
         give_to_postgres(&socket);
@@ -292,17 +303,7 @@ fn template(major: Major) -> PathBuf {
     }
 
     let folder = temp_folder();
-    let data = folder.path().join("data");
-    fs::create_dir(&data).unwrap();
-    give_to_postgres(&data);
-    let password = folder.path().join("password");
-    fs::write(&password, TEMPLATE_PASSWORD).unwrap();
-    let mut initdb = process::bound_command(&tools::server_program(major, "initdb"), true);
-    initdb.args(["--no-sync", "--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8"]);
-    initdb.arg("--pwfile").arg(&password).arg("-D").arg(&data);
-    let output = initdb.stdin(Stdio::null()).output().expect("setpriv can be started");
-    assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
-
+    let data = initialize(major, folder.path());
     fs::create_dir_all(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let made = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     copy(&data, &made.path().join("data"));
@@ -311,6 +312,21 @@ fn template(major: Major) -> PathBuf {
         assert!(kept.exists(), "{} cannot be made", kept.display());
     }
     kept
+}
+
+/// `initdb`, into the folder `data` of this one; gives that.
+fn initialize(major: Major, folder: &Path) -> PathBuf {
+    let data = folder.join("data");
+    fs::create_dir(&data).unwrap();
+    give_to_postgres(&data);
+    let password = folder.join("password");
+    fs::write(&password, TEMPLATE_PASSWORD).unwrap();
+    let mut initdb = process::bound_command(&tools::server_program(major, "initdb"), true);
+    initdb.args(["--no-sync", "--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8"]);
+    initdb.arg("--pwfile").arg(&password).arg("-D").arg(&data);
+    let output = initdb.stdin(Stdio::null()).output().expect("setpriv can be started");
+    assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
+    data
 }
 
 /// Copies a folder with owners and modes.
