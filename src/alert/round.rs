@@ -239,6 +239,11 @@ impl Round<'_> {
         if told.len() < changes.len() {
             let more = report::count((changes.len() - told.len()) as u64, "more change");
             tracing::error!("{name} was not told of {more} either");
+            // Written down, too: what nobody tried is taken to be on its way for a while, and what is told then would be half of it.
+            let error = told.last().and_then(|(_, _, error)| error.clone());
+            told.extend(
+                changes[told.len()..].iter().map(|change| (change.clone(), 0, error.clone())).collect::<Vec<_>>(),
+            );
         }
         Told { name, changes: told }
     }

@@ -94,15 +94,21 @@ impl Run {
 
 /// Is it an error of which somebody who is not there is to hear? A mistake on the command line and a run that was stopped are not.
 pub(super) fn is_alarming(error: &Error) -> bool {
-    !matches!(
-        error,
-        Error::Usage { .. }
-            | Error::Config(ConfigError::UnknownSource { .. })
-            | Error::Repository(RepositoryError::NoSuchBackup { .. } | RepositoryError::Ambiguous { .. })
-            | Error::NothingVerified { .. }
-            | Error::KeyFile { .. }
-            | Error::NotConfirmed
-    ) && error.exit_code() != crate::operation::exit::INTERRUPTED
+    // An id that somebody typed is in quotes; that there is none at all is news.
+    let is_typed = |wanted: &str| wanted.starts_with('`');
+    let is_mistaken =
+        matches!(error, Error::Repository(RepositoryError::NoSuchBackup { wanted, .. }) if is_typed(wanted));
+    !is_mistaken
+        && !matches!(
+            error,
+            Error::Usage { .. }
+                | Error::Config(ConfigError::UnknownSource { .. })
+                | Error::Repository(RepositoryError::Ambiguous { .. })
+                | Error::NothingVerified { .. }
+                | Error::KeyFile { .. }
+                | Error::NotConfirmed
+        )
+        && error.exit_code() != crate::operation::exit::INTERRUPTED
 }
 
 /// What is to be said of how a run ended, if anything; `recorded`: its failure is known from the repository already.

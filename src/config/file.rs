@@ -367,6 +367,7 @@ fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pos
         tools_dir,
         workers,
         lock_timeout: lock_timeout.unwrap_or(DEFAULT_LOCK_TIMEOUT),
+        is_own: false,
     })
 }
 

@@ -32,6 +32,7 @@ impl CronPattern {
             .year(croner::parser::Year::Disallowed)
             .build();
         match parser.parse(text) {
+            Ok(cron) if !crate::schedule::occurs(&cron) => Err("it means no day of any year".to_owned()),
             Ok(cron) => Ok(Self { text: text.to_owned(), cron }),
             Err(error) => Err(error.to_string()),
         }

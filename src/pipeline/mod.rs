@@ -22,7 +22,7 @@ pub use self::{
     cut::{CUT_POLICY, RowHasher},
     error::PipelineError,
     read::{PartReader, Plain, SnapshotReader},
-    write::{ArtifactWriter, Pipeline, SnapshotWriter, Written},
+    write::{ArtifactWriter, Pipeline, SnapshotWriter, TextDigest, Written},
 };
 pub use crate::repository::{Artifact, Cut, Fingerprint, Format, Reason};
 

@@ -12,6 +12,7 @@ use tokio::{
     sync::{Semaphore, oneshot, watch},
     task::JoinSet,
 };
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     Budget, Clock, Lease, PipelineError, Progress,
@@ -252,6 +253,7 @@ struct OpenArtifact {
     format: Format,
     raw: u64,
     fingerprint: Option<Fingerprint>,
+    digest: Option<String>,
     detail: Value,
     parts: Vec<oneshot::Receiver<PartRef>>,
 }
@@ -299,6 +301,10 @@ impl SnapshotWriter {
                     Cutter::rows(self.pipeline.epoch.keys.fingerprint_seed())
                 }
                 Format::Rdb | Format::JetStream => Cutter::slices(self.pipeline.epoch.keys.fingerprint_seed()),
+            },
+            digest: match format {
+                Format::Sql | Format::Text => Some(Box::new(TextDigest::new(self.fingerprint_seed()))),
+                Format::CopyText | Format::Rdb | Format::JetStream => None,
             },
             lease: None,
             parts: Vec::new(),
@@ -369,6 +375,7 @@ impl SnapshotWriter {
                 format: open.format,
                 raw: open.raw,
                 fingerprint: open.fingerprint,
+                digest: open.digest,
                 detail: open.detail,
                 parts,
             });
@@ -378,12 +385,34 @@ impl SnapshotWriter {
     }
 }
 
+/// The digest of a text as it is captured: [`Artifact::digest`].
+#[derive(Clone)]
+pub struct TextDigest(Xxh3);
+
+impl TextDigest {
+    /// Of nothing yet. `seed` is the epoch's fingerprint seed.
+    pub fn new(seed: u64) -> Self {
+        Self(Xxh3::with_seed(seed))
+    }
+
+    /// Adds some bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// As the manifest holds it.
+    pub fn finish(&self) -> String {
+        format!("{:032x}", self.0.digest128())
+    }
+}
+
 /// Takes the bytes of one artifact in any slices.
 pub struct ArtifactWriter<'a> {
     snapshot: &'a SnapshotWriter,
     path: String,
     format: Format,
     cutter: Cutter,
+    digest: Option<Box<TextDigest>>,
     lease: Option<Lease>,
     parts: Vec<oneshot::Receiver<PartRef>>,
     _slot: Slot,
@@ -395,6 +424,9 @@ impl ArtifactWriter<'_> {
     /// # Errors
     /// What made a part of this snapshot fail.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
         // Small slices, so that the lease covers what the piece grows to before it does.
         for slice in bytes.chunks(1024 * 1024) {
             let mut rest = slice;
@@ -481,6 +513,7 @@ impl ArtifactWriter<'_> {
             format: self.format,
             raw,
             fingerprint,
+            digest: self.digest.take().map(|digest| digest.finish()),
             detail,
             parts: std::mem::take(&mut self.parts),
         });

@@ -126,6 +126,10 @@ pub struct Artifact {
     /// For rows: their fingerprint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<Fingerprint>,
+    /// For SQL and other text: XXH3-128 of its bytes as they were captured, under the epoch's seed, in hex. Parts prove that their bytes
+    /// are those that were stored; this, that they are those that were captured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// What the source needs to know to restore it.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub detail: Value,
@@ -278,7 +282,7 @@ mod tests {
         let fingerprint = |rows| Some(Fingerprint { rows, bytes: 0, sum: 0 });
         let artifact = |path: &str, raw, rows| {
             let (path, detail, parts) = (path.to_owned(), Value::Null, Vec::new());
-            Artifact { path, format: Format::Text, raw, fingerprint: fingerprint(rows), detail, parts }
+            Artifact { path, format: Format::Text, raw, fingerprint: fingerprint(rows), digest: None, detail, parts }
         };
         let cut = Cut { at: at(5), first: Some(at(2)), error_seconds: 0.1, anchor: Value::Null };
         let manifest = Manifest {

@@ -30,6 +30,7 @@ use crate::{
     repository::{Level, RepositoryId},
 };
 use times::Times;
+pub(crate) use times::occurs;
 
 /// How far ahead the longest time between two runs is looked for, in days: a year with both changes of a clock, and some more.
 const INTERVAL_DAYS: i64 = 400;

@@ -70,7 +70,7 @@ impl<'a> Times<'a> {
 
     /// The runs of a day, in order.
     fn on(&self, day: Date) -> Vec<Timestamp> {
-        if !self.means(day) {
+        if !means(self.cron, day) {
             return Vec::new();
         }
         let mut runs = Vec::with_capacity(self.times.len());
@@ -85,16 +85,22 @@ impl<'a> Times<'a> {
         runs.dedup();
         runs.into_iter().filter_map(|run| run.checked_add(self.delay).ok()).collect()
     }
+}
 
-    fn means(&self, day: Date) -> bool {
-        let pattern = &self.cron.pattern;
-        let number = |n: i8| u32::try_from(n).unwrap_or_default();
-        let (month, of_month) = (number(day.month()), number(day.day()));
-        let weekday = Weekday::from_days_from_sunday(number(day.weekday().to_sunday_zero_offset()));
-        // Only what is no day is an error.
-        pattern.month_match(month).unwrap_or(false)
-            && pattern.day_match(i32::from(day.year()), month, of_month, weekday).unwrap_or(false)
-    }
+fn means(cron: &Cron, day: Date) -> bool {
+    let pattern = &cron.pattern;
+    let number = |n: i8| u32::try_from(n).unwrap_or_default();
+    let (month, of_month) = (number(day.month()), number(day.day()));
+    let weekday = Weekday::from_days_from_sunday(number(day.weekday().to_sunday_zero_offset()));
+    // Only what is no day is an error.
+    pattern.month_match(month).unwrap_or(false)
+        && pattern.day_match(i32::from(day.year()), month, of_month, weekday).unwrap_or(false)
+}
+
+/// Is there any day that the pattern means?
+pub(crate) fn occurs(cron: &Cron) -> bool {
+    let mut days = std::iter::successors(Some(Date::constant(2024, 1, 1)), |day| day.tomorrow().ok()).take(MOST_DAYS);
+    days.any(|day| means(cron, day))
 }
 
 /// The longest time between two runs that follow each other, of those of all `schedules` together, over the next `days`; over more, where

@@ -100,6 +100,7 @@ pub(super) async fn start(wanted: &Wanted, config: &ScratchConfig, base: &Path) 
     };
     let mut settings = PostgresConfig::scratch(endpoint, PasswordSource::Nothing);
     settings.tools_dir.clone_from(&wanted.tools_dir);
+    settings.is_own = true;
     Ok(Scratch { settings: SourceSettings::Postgres(settings), _server: server, _folder: folder })
 }
 
@@ -168,7 +169,8 @@ async fn initialise(bin: &Path, data: &Path, superuser: &str, user: Option<&User
         .arg(format!("--username={superuser}"))
         .arg("--pgdata")
         .arg(data)
-        .current_dir("/");
+        // Where another verification, which looks for live servers of this user, sees whose it is.
+        .current_dir(data);
     let mut command = tokio::process::Command::from(command);
     command.kill_on_drop(true);
     let output = match tokio::time::timeout(INITIALISES, command.output()).await {

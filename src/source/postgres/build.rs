@@ -36,7 +36,12 @@ pub(super) struct TableBuild {
 }
 
 impl TableBuild {
-    fn shown(&self) -> String {
+    /// Of its rows' artifact.
+    pub(super) fn path(&self) -> &str {
+        &self.artifact.path
+    }
+
+    pub(super) fn shown(&self) -> String {
         catalog::shown(&self.detail.schema, &self.detail.table)
     }
 }
@@ -150,6 +155,17 @@ pub(super) async fn fill(
     progress.set_phase(format!("indexes and constraints of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await?;
     run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await
+}
+
+/// Definitions without any rows.
+pub(super) async fn define(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    psql: &Tools,
+    build: &Build,
+) -> Result<(), SourceError> {
+    run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
+    run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await
 }
 
 /// Statistics for the planner.

@@ -191,6 +191,16 @@ pub enum PostgresError {
         /// The snapshot's major version.
         wanted: u32,
     },
+    /// A throwaway server whose roles cannot be those of the source.
+    #[error("{server} has `{found}`, and the source's first superuser is `{wanted}`: its roles cannot be made there")]
+    OtherSuperuser {
+        /// Host and port.
+        server: String,
+        /// A role of the server: its first superuser, or whom we are there.
+        found: String,
+        /// The source's first superuser.
+        wanted: String,
+    },
     /// What the snapshot needs and the throwaway server lacks.
     #[error("the throwaway server lacks {}", report::list(lacking, 8))]
     Lacking {
@@ -229,10 +239,13 @@ fn place(state: &State, words: &str) -> Option<Reason> {
         "53100" => Reason::NoSpace,
         "58030" if lacks("No space left") => Reason::NoSpace,
         "53200" | "53000" | "53300" | "53400" | "57014" => Reason::Environment,
-        "58P01" => Reason::Missing,
+        "58P01" | "F0000" => Reason::Missing,
+        "42809" if lacks("locale") => Reason::Missing,
+        "42704" if lacks("collation") && lacks("does not exist") => Reason::Missing,
+        "55000" if lacks("shared_preload_libraries") => Reason::Missing,
         "0A000" if lacks("extension") && lacks("is not available") => Reason::Missing,
         "0A000" if lacks("ICU is not supported") || lacks("unsupported XML feature") => Reason::Missing,
-        "22023" if lacks("locale") => Reason::Missing,
+        "22023" if lacks("locale") || lacks("label provider") => Reason::Missing,
         state if state.starts_with("57P") || state.starts_with("08") => Reason::ServerLost,
         _ => return None,
     })
@@ -256,9 +269,11 @@ impl PostgresError {
                 other => other.cause(),
             },
             Self::Lacking { .. } => Cause::Place(Reason::Missing),
-            Self::NoProgram { .. } | Self::WrongProgram { .. } | Self::Version { .. } | Self::OtherMajor { .. } => {
-                Cause::Place(Reason::NoServer)
-            }
+            Self::NoProgram { .. }
+            | Self::WrongProgram { .. }
+            | Self::Version { .. }
+            | Self::OtherMajor { .. }
+            | Self::OtherSuperuser { .. } => Cause::Place(Reason::NoServer),
             Self::Query { state, detail: words, .. } | Self::Program { state, stderr: words, .. } => {
                 let reason = state.as_ref().and_then(|state| place(state, words));
                 let nobody = if state.is_none() { Reason::ServerLost } else { Reason::Environment };
@@ -305,6 +320,9 @@ impl PostgresError {
             }
             Self::NotRestorable(error) => return error.hint(),
             Self::OtherMajor { wanted, .. } => format!("give the verification a server of PostgreSQL {wanted}"),
+            Self::OtherSuperuser { wanted, .. } => {
+                format!("make the throwaway server with `initdb --username={wanted}`, and log in as that role")
+            }
             Self::Lacking { .. } => "install the packages of these where verifications run".into(),
             Self::Program { .. } | Self::Run { .. } | Self::Query { .. } | Self::Detail { .. } => return None,
         })

@@ -2,7 +2,7 @@
 //! them. It is taken when the database is captured and again from the throwaway server, so that what was lost on the way through
 //! `pg_dump`, the repository and `psql` is found, and named.
 //!
-//! A line an object: its kind, its name, its properties, parted by tabs. Nothing in it depends on OIDs, on the order in which things
+//! A line an object: its kind, its name, its properties, its definitions, parted by tabs. Nothing in it depends on OIDs, on the order in which things
 //! were made, or on sizes. Members of extensions are not in it: their extension is.
 
 use std::collections::BTreeMap;
@@ -59,124 +59,12 @@ macro_rules! grants {
 }
 
 /// Each gives a kind, a name and properties.
-///
-/// `pg_attver` is no option of anybody's: 15.20 and its contemporaries keep there when a column was made, as a position in
-/// the write-ahead log, and `pg_dump` leaves it out.
-const QUERIES: &[&str] = &[
+const PLAIN: &[&str] = &[
     concat!(
         "SELECT 'schema', pg_catalog.quote_ident(n.nspname), pg_catalog.pg_get_userbyid(n.nspowner)::text FROM pg_catalog.pg_namespace n WHERE ",
         users!("n"),
         " AND ",
         own!("pg_namespace", "n.oid")
-    ),
-    concat!(
-        "SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence' \
-         WHEN 'f' THEN 'foreign table' WHEN 'c' THEN 'composite type' ELSE 'relation' END, ",
-        name!("n", "c.relname"),
-        ", \
-         pg_catalog.concat_ws(' ', c.relkind, c.relpersistence, pg_catalog.pg_get_userbyid(c.relowner), c.relrowsecurity, c.relforcerowsecurity, c.relreplident, \
-         (SELECT amname FROM pg_catalog.pg_am WHERE oid = c.relam), c.reloptions, pg_catalog.pg_get_expr(c.relpartbound, c.oid), \
-         CASE c.relkind WHEN 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END, \
-         (SELECT pg_catalog.array_agg(",
-        name!("pn", "p.relname"),
-        " ORDER BY i.inhseqno) FROM pg_catalog.pg_inherits i \
-            JOIN pg_catalog.pg_class p ON p.oid = i.inhparent JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhrelid = c.oid), \
-         CASE WHEN c.relkind = 'm' THEN c.relispopulated END, \
-         CASE WHEN c.relkind IN ('v', 'm') THEN pg_catalog.pg_get_viewdef(c.oid) END) \
-         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND ",
-        users!("n"),
-        " AND ",
-        own!("pg_class", "c.oid")
-    ),
-    concat!(
-        "SELECT 'column', ",
-        name!("n", "c.relname"),
-        " || '.' || pg_catalog.quote_ident(a.attname), \
-         pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated, \
-         (SELECT pg_catalog.array_agg(o ORDER BY o COLLATE \"C\") FROM pg_catalog.unnest(a.attoptions) o WHERE o !~ '^pg_attver='), a.attislocal, \
-         (SELECT ",
-        name!("ln", "l.collname"),
-        " FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace WHERE l.oid = a.attcollation), \
-         pg_catalog.pg_get_expr(d.adbin, d.adrelid)) \
-         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
-         WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'f', 'c') AND ",
-        users!("n"),
-        " AND ",
-        own!("pg_class", "c.oid")
-    ),
-    concat!(
-        "SELECT 'constraint', pg_catalog.quote_ident(k.conname) || coalesce(' of table ' || (SELECT ",
-        name!("cn", "c.relname"),
-        " FROM pg_catalog.pg_class c \
-            JOIN pg_catalog.pg_namespace cn ON cn.oid = c.relnamespace WHERE c.oid = k.conrelid), \
-            ' of domain ' || pg_catalog.format_type(nullif(k.contypid, 0), NULL), ''), \
-         pg_catalog.concat_ws(' ', k.contype, k.condeferrable, k.condeferred, k.convalidated, pg_catalog.pg_get_constraintdef(k.oid)) \
-         FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n ON n.oid = k.connamespace \
-         WHERE k.contype <> 't' AND ",
-        users!("n"),
-        " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.deptype = 'e' \
-            AND (e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND e.objid = k.conrelid AND k.conrelid <> 0 \
-              OR e.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND e.objid = k.contypid AND k.contypid <> 0))"
-    ),
-    concat!(
-        "SELECT 'index', ",
-        name!("n", "c.relname"),
-        ", pg_catalog.concat_ws(' ', i.indisunique, i.indisprimary, i.indisclustered, i.indisreplident, \
-         pg_catalog.pg_get_indexdef(i.indexrelid)) \
-         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE ",
-        users!("n"),
-        " AND ",
-        own!("pg_class", "i.indrelid")
-    ),
-    concat!(
-        "SELECT 'trigger', pg_catalog.quote_ident(t.tgname) || ' on table ' || ",
-        name!("n", "c.relname"),
-        ", t.tgenabled::text || ' ' || pg_catalog.pg_get_triggerdef(t.oid) \
-         FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE NOT t.tgisinternal AND ",
-        users!("n"),
-        " AND ",
-        own!("pg_class", "c.oid"),
-        " AND ",
-        own!("pg_trigger", "t.oid")
-    ),
-    concat!(
-        "SELECT 'rule', pg_catalog.quote_ident(r.rulename) || ' on ' || ",
-        name!("n", "c.relname"),
-        ", r.ev_enabled::text || ' ' || pg_catalog.pg_get_ruledef(r.oid) \
-         FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE r.rulename <> '_RETURN' AND ",
-        users!("n"),
-        " AND ",
-        own!("pg_class", "c.oid")
-    ),
-    concat!(
-        "SELECT 'policy', pg_catalog.quote_ident(p.polname) || ' on table ' || ",
-        name!("n", "c.relname"),
-        ", pg_catalog.concat_ws(' ', p.polcmd, p.polpermissive, \
-         (SELECT pg_catalog.array_agg(g ORDER BY g COLLATE \"C\") FROM (SELECT CASE r WHEN 0 THEN 'public' ELSE pg_catalog.pg_get_userbyid(r)::text END FROM pg_catalog.unnest(p.polroles) r) x (g)), \
-         pg_catalog.pg_get_expr(p.polqual, p.polrelid), pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid)) \
-         FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE ",
-        users!("n"),
-        " AND ",
-        own!("pg_class", "c.oid")
-    ),
-    concat!(
-        "SELECT CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END, \
-         ",
-        name!("n", "p.proname"),
-        " || '(' || pg_catalog.pg_get_function_identity_arguments(p.oid) || ')', \
-         pg_catalog.concat_ws(' ', p.prokind, pg_catalog.pg_get_userbyid(p.proowner), (SELECT lanname FROM pg_catalog.pg_language WHERE oid = p.prolang), p.prosecdef, p.proleakproof, \
-         p.proisstrict, p.proretset, p.provolatile, p.proparallel, p.procost, p.prorows, p.proconfig, pg_catalog.pg_get_function_arguments(p.oid), \
-         pg_catalog.pg_get_function_result(p.oid), p.probin, p.prosrc, pg_catalog.pg_get_function_sqlbody(p.oid)) \
-         FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE ",
-        users!("n"),
-        " AND ",
-        own!("pg_proc", "p.oid")
     ),
     concat!(
         "SELECT 'type', ",
@@ -202,15 +90,6 @@ const QUERIES: &[&str] = &[
         own!("pg_class", "c.oid")
     ),
     "SELECT 'extension', pg_catalog.quote_ident(e.extname), n.nspname::text FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace",
-    concat!(
-        "SELECT 'statistics', ",
-        name!("n", "s.stxname"),
-        ", pg_catalog.pg_get_statisticsobjdef(s.oid) FROM pg_catalog.pg_statistic_ext s \
-         JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace WHERE ",
-        users!("n"),
-        " AND ",
-        own!("pg_statistic_ext", "s.oid")
-    ),
     concat!(
         "SELECT 'event trigger', pg_catalog.quote_ident(v.evtname), pg_catalog.concat_ws(' ', v.evtevent, v.evtenabled, v.evttags, v.evtfoid::pg_catalog.regprocedure) \
          FROM pg_catalog.pg_event_trigger v WHERE ",
@@ -313,18 +192,147 @@ const QUERIES: &[&str] = &[
          AND pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid) IS NOT NULL",
 ];
 
+/// Each gives a kind, a name, properties, and definitions: expressions and statements as the server prints them.
+///
+/// `pg_attver` is no option of anybody's: 15.20 and its contemporaries keep there when a column was made, as a position in
+/// the write-ahead log, and `pg_dump` leaves it out.
+const DEFINED: &[&str] = &[
+    concat!(
+        "SELECT CASE c.relkind WHEN 'r' THEN 'table' WHEN 'p' THEN 'table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'S' THEN 'sequence' \
+         WHEN 'f' THEN 'foreign table' WHEN 'c' THEN 'composite type' ELSE 'relation' END, ",
+        name!("n", "c.relname"),
+        ", \
+         pg_catalog.concat_ws(' ', c.relkind, c.relpersistence, pg_catalog.pg_get_userbyid(c.relowner), c.relrowsecurity, c.relforcerowsecurity, c.relreplident, \
+         (SELECT amname FROM pg_catalog.pg_am WHERE oid = c.relam), c.reloptions, \
+         (SELECT pg_catalog.array_agg(",
+        name!("pn", "p.relname"),
+        " ORDER BY i.inhseqno) FROM pg_catalog.pg_inherits i \
+            JOIN pg_catalog.pg_class p ON p.oid = i.inhparent JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace WHERE i.inhrelid = c.oid), \
+         CASE WHEN c.relkind = 'm' THEN c.relispopulated END), \
+         ARRAY[CASE WHEN c.relkind IN ('v', 'm') THEN pg_catalog.pg_get_viewdef(c.oid) END, \
+         pg_catalog.pg_get_expr(c.relpartbound, c.oid), CASE c.relkind WHEN 'p' THEN pg_catalog.pg_get_partkeydef(c.oid) END] \
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE c.relkind IN ('r', 'p', 'v', 'm', 'S', 'f', 'c') AND ",
+        users!("n"),
+        " AND ",
+        own!("pg_class", "c.oid")
+    ),
+    concat!(
+        "SELECT 'column', ",
+        name!("n", "c.relname"),
+        " || '.' || pg_catalog.quote_ident(a.attname), \
+         pg_catalog.concat_ws(' ', pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity, a.attgenerated, \
+         (SELECT pg_catalog.array_agg(o ORDER BY o COLLATE \"C\") FROM pg_catalog.unnest(a.attoptions) o WHERE o !~ '^pg_attver='), a.attislocal, \
+         (SELECT ",
+        name!("ln", "l.collname"),
+        " FROM pg_catalog.pg_collation l JOIN pg_catalog.pg_namespace ln ON ln.oid = l.collnamespace WHERE l.oid = a.attcollation)), \
+         ARRAY[pg_catalog.pg_get_expr(d.adbin, d.adrelid)] \
+         FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+         WHERE a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'f', 'c') AND ",
+        users!("n"),
+        " AND ",
+        own!("pg_class", "c.oid")
+    ),
+    concat!(
+        "SELECT 'constraint', pg_catalog.quote_ident(k.conname) || coalesce(' of table ' || (SELECT ",
+        name!("cn", "c.relname"),
+        " FROM pg_catalog.pg_class c \
+            JOIN pg_catalog.pg_namespace cn ON cn.oid = c.relnamespace WHERE c.oid = k.conrelid), \
+            ' of domain ' || pg_catalog.format_type(nullif(k.contypid, 0), NULL), ''), \
+         pg_catalog.concat_ws(' ', k.contype, k.condeferrable, k.condeferred, k.convalidated), ARRAY[pg_catalog.pg_get_constraintdef(k.oid)] \
+         FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n ON n.oid = k.connamespace \
+         WHERE k.contype <> 't' AND ",
+        users!("n"),
+        " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.deptype = 'e' \
+            AND (e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND e.objid = k.conrelid AND k.conrelid <> 0 \
+              OR e.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND e.objid = k.contypid AND k.contypid <> 0))"
+    ),
+    concat!(
+        "SELECT 'index', ",
+        name!("n", "c.relname"),
+        ", pg_catalog.concat_ws(' ', i.indisunique, i.indisprimary, i.indisclustered, i.indisreplident), \
+         ARRAY[pg_catalog.pg_get_indexdef(i.indexrelid)] \
+         FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE ",
+        users!("n"),
+        " AND ",
+        own!("pg_class", "i.indrelid")
+    ),
+    concat!(
+        "SELECT 'trigger', pg_catalog.quote_ident(t.tgname) || ' on table ' || ",
+        name!("n", "c.relname"),
+        ", t.tgenabled::text, ARRAY[pg_catalog.pg_get_triggerdef(t.oid)] \
+         FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE NOT t.tgisinternal AND ",
+        users!("n"),
+        " AND ",
+        own!("pg_class", "c.oid"),
+        " AND ",
+        own!("pg_trigger", "t.oid")
+    ),
+    concat!(
+        "SELECT 'rule', pg_catalog.quote_ident(r.rulename) || ' on ' || ",
+        name!("n", "c.relname"),
+        ", r.ev_enabled::text, ARRAY[pg_catalog.pg_get_ruledef(r.oid)] \
+         FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE r.rulename <> '_RETURN' AND ",
+        users!("n"),
+        " AND ",
+        own!("pg_class", "c.oid")
+    ),
+    concat!(
+        "SELECT 'policy', pg_catalog.quote_ident(p.polname) || ' on table ' || ",
+        name!("n", "c.relname"),
+        ", pg_catalog.concat_ws(' ', p.polcmd, p.polpermissive, \
+         (SELECT pg_catalog.array_agg(g ORDER BY g COLLATE \"C\") FROM (SELECT CASE r WHEN 0 THEN 'public' ELSE pg_catalog.pg_get_userbyid(r)::text END FROM pg_catalog.unnest(p.polroles) r) x (g))), \
+         ARRAY[pg_catalog.pg_get_expr(p.polqual, p.polrelid), pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid)] \
+         FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+         WHERE ",
+        users!("n"),
+        " AND ",
+        own!("pg_class", "c.oid")
+    ),
+    concat!(
+        "SELECT CASE p.prokind WHEN 'p' THEN 'procedure' WHEN 'a' THEN 'aggregate' ELSE 'function' END, \
+         ",
+        name!("n", "p.proname"),
+        " || '(' || pg_catalog.pg_get_function_identity_arguments(p.oid) || ')', \
+         pg_catalog.concat_ws(' ', p.prokind, pg_catalog.pg_get_userbyid(p.proowner), (SELECT lanname FROM pg_catalog.pg_language WHERE oid = p.prolang), p.prosecdef, p.proleakproof, \
+         p.proisstrict, p.proretset, p.provolatile, p.proparallel, p.procost, p.prorows, p.proconfig, pg_catalog.pg_get_function_arguments(p.oid), \
+         pg_catalog.pg_get_function_result(p.oid), p.probin, p.prosrc), ARRAY[pg_catalog.pg_get_function_sqlbody(p.oid)] \
+         FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace WHERE ",
+        users!("n"),
+        " AND ",
+        own!("pg_proc", "p.oid")
+    ),
+    concat!(
+        "SELECT 'statistics', ",
+        name!("n", "s.stxname"),
+        ", '', ARRAY[pg_catalog.pg_get_statisticsobjdef(s.oid)] FROM pg_catalog.pg_statistic_ext s \
+         JOIN pg_catalog.pg_namespace n ON n.oid = s.stxnamespace WHERE ",
+        users!("n"),
+        " AND ",
+        own!("pg_statistic_ext", "s.oid")
+    ),
+];
+
 /// The lines of a database's inventory, sorted.
 pub(super) async fn take(session: &Session) -> Result<String, PostgresError> {
     let mut lines = Vec::new();
-    for statement in QUERIES {
+    let plain =
+        PLAIN.iter().map(|one| format!("SELECT k::text, o::text, p::text, '{{}}'::text[] FROM ({one}) i (k, o, p)"));
+    let defined =
+        DEFINED.iter().map(|one| format!("SELECT k::text, o::text, p::text, d::text[] FROM ({one}) i (k, o, p, d)"));
+    for statement in plain.chain(defined) {
         let what = format!("taking the inventory of database `{}`", session.database);
-        let rows = session
-            .query(&format!("SELECT k::text, o::text, p::text FROM ({statement}) i (k, o, p)"), &[])
-            .await
-            .map_err(query(what))?;
-        for row in rows {
-            let column = |n| escaped(row.get::<_, Option<&str>>(n).unwrap_or_default());
-            lines.push(format!("{}\t{}\t{}\n", column(0), column(1), column(2)));
+        for row in session.query(&statement, &[]).await.map_err(query(what))? {
+            let column = |n| row.get::<_, Option<&str>>(n).unwrap_or_default();
+            let definitions: Vec<Option<&str>> = row.get(3);
+            let columns = [column(0), column(1), column(2)]
+                .into_iter()
+                .chain(definitions.into_iter().map(Option::unwrap_or_default));
+            lines.push(columns.map(escaped).collect::<Vec<_>>().join("\t") + "\n");
         }
     }
     lines.sort_unstable();
@@ -336,31 +344,73 @@ fn escaped(text: &str) -> String {
     text.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r")
 }
 
+/// An object that is another in two inventories.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Differing {
+    pub(super) difference: Difference,
+    /// Where it is there on both sides, and all but its definitions is the same: the captured definitions that differ.
+    pub(super) definitions: Option<Vec<String>>,
+}
+
 /// What an inventory holds and the other does not, by object.
-pub(super) fn differences(was: &str, is: &str) -> Vec<Difference> {
-    fn by_object(text: &str) -> BTreeMap<String, Vec<&str>> {
-        let mut objects: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+pub(super) fn differences(was: &str, is: &str) -> Vec<Differing> {
+    fn by_object(text: &str) -> BTreeMap<String, Vec<Vec<&str>>> {
+        let mut objects: BTreeMap<String, Vec<Vec<&str>>> = BTreeMap::new();
         for line in text.lines() {
-            let mut columns = line.splitn(3, '\t');
+            let mut columns = line.split('\t');
             let (kind, name) = (columns.next().unwrap_or_default(), columns.next().unwrap_or_default());
-            objects.entry(format!("{kind} {name}")).or_default().push(columns.next().unwrap_or_default());
+            objects.entry(format!("{kind} {name}")).or_default().push(columns.collect());
         }
         objects
     }
     let (was, is) = (by_object(was), by_object(is));
-    let mut differences = Vec::new();
-    for (object, properties) in &was {
-        let what = match is.get(object) {
-            None => "is not there",
-            Some(now) if now == properties => continue,
-            Some(_) => "is another than was captured",
-        };
-        differences.push(Difference { object: object.clone(), what: what.to_owned() });
+    let mut found = Vec::new();
+    let mut differs = |object: &String, what: &str, definitions| {
+        let difference = Difference { object: object.clone(), what: what.to_owned() };
+        found.push(Differing { difference, definitions });
+    };
+    for (object, captured) in &was {
+        match is.get(object) {
+            None => differs(object, "is not there", None),
+            Some(now) if now == captured => {}
+            Some(now) => differs(object, "is another than was captured", other_definitions(captured, now)),
+        }
     }
     for object in is.keys().filter(|object| !was.contains_key(*object)) {
-        differences.push(Difference { object: object.clone(), what: "is there and was not captured".to_owned() });
+        differs(object, "is there and was not captured", None);
     }
-    differences
+    found
+}
+
+/// The captured definitions that are others now, if those are all that differs.
+fn other_definitions(was: &[Vec<&str>], is: &[Vec<&str>]) -> Option<Vec<String>> {
+    if was.len() != is.len() {
+        return None;
+    }
+    let mut others = Vec::new();
+    for (was, is) in was.iter().zip(is) {
+        if was.len() != is.len() || was.first() != is.first() {
+            return None;
+        }
+        others.extend(was.iter().zip(is).filter(|(was, is)| was != is).map(|(was, _)| unescaped(was)));
+    }
+    Some(others)
+}
+
+fn unescaped(text: &str) -> String {
+    let (mut plain, mut rest) = (String::new(), text.chars());
+    while let Some(one) = rest.next() {
+        plain.push(match one {
+            '\\' => match rest.next() {
+                Some('t') => '\t',
+                Some('n') => '\n',
+                Some('r') => '\r',
+                other => other.unwrap_or('\\'),
+            },
+            one => one,
+        });
+    }
+    plain
 }
 
 #[cfg(test)]
@@ -371,8 +421,10 @@ mod tests {
     fn what_is_lost_changed_or_too_much_is_named() {
         let was = "constraint\tc of table public.t\tc CHECK (a)\ntable\tpublic.t\tr\ntable\tpublic.u\tr\n";
         let is = "table\tpublic.t\tp\ntable\tpublic.u\tr\ntable\tpublic.v\tr\n";
-        let told: Vec<String> =
-            differences(was, is).into_iter().map(|one| format!("{} {}", one.object, one.what)).collect();
+        let told: Vec<String> = differences(was, is)
+            .into_iter()
+            .map(|one| format!("{} {}", one.difference.object, one.difference.what))
+            .collect();
         assert_eq!(
             told,
             [
@@ -382,6 +434,11 @@ mod tests {
             ]
         );
         assert!(differences(was, was).is_empty());
+        // All but a definition is the same.
+        let was = "constraint\tc\tc f\tCHECK (a\\tb)\nindex\ti\tt\tCREATE INDEX i\n";
+        let is = "constraint\tc\tc f\tCHECK (c)\nindex\ti\tf\tCREATE INDEX j\n";
+        let definitions: Vec<_> = differences(was, is).into_iter().map(|one| one.definitions).collect();
+        assert_eq!(definitions, [Some(vec!["CHECK (a\tb)".to_owned()]), None]);
         assert_eq!(escaped("a\tb\nc\\"), "a\\tb\\nc\\\\");
     }
 }

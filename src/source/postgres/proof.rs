@@ -1,10 +1,15 @@
 //! What a throwaway server makes of a snapshot: every database is built from the repository alone, and compared with what was captured.
 //!
-//! Compared are each table's rows, bytes and fingerprint; sequences; the inventory (the catalogs as they were when the database was captured);
-//! and what `pg_dump` and `pg_dumpall` write of the new server, statement by statement, with what they wrote of the old one. The two
-//! are of one major version. Tablespaces are folders of a machine: a throwaway server gets none, and everything goes into its own.
+//! Compared are each table's rows, bytes and fingerprint; sequences; every text with its digest; the inventory (the catalogs as they were when the
+//! database was captured); and what `pg_dump` and `pg_dumpall` write of the new server, statement by statement, with what they wrote of the
+//! old one. The two are of one major version. Tablespaces are folders of a machine: a throwaway server gets none, and everything goes into
+//! its own.
+//!
+//! A server does not print every expression as it was printed before: `x IN ('a', 'b')` of a `varchar` comes out of a reload in other words.
+//! Such a difference is none ([`reprinted`]) where the very words that were captured are in the script that was run, and a second database
+//! made by the same script alone prints what the first one does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use futures::StreamExt;
 use tokio_util::sync::CancellationToken;
@@ -12,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     build::{self, Build},
     capture::{GLOBALS, SnapshotDetail, restrict_argument_for},
-    catalog,
+    catalog::{self, RelationKind},
     connect::{Server, Session},
     error::PostgresError,
     inventory, roles, sql,
@@ -21,7 +26,7 @@ use super::{
     tools::Tools,
 };
 use crate::{
-    pipeline::{PipelineError, SnapshotReader},
+    pipeline::{Format, PipelineError, SnapshotReader, TextDigest},
     source::{Compared, Difference, Proof, Same, SourceError},
 };
 
@@ -56,12 +61,13 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     Tools::find(tools_dir, "pg_dumpall", version.major).await?;
     let psql = Tools::find_psql(tools_dir, version.major).await?;
     lacking(&session, &detail).await?;
+    its_roles_can_be_made(server, &session, &detail).await?;
 
     let mut proof = Proof { server: format!("PostgreSQL {}", version.text), ..Proof::default() };
     let began = tokio::time::Instant::now();
-    let globals = text(snapshot, GLOBALS).await?;
-    // With a password the role that we are must stay as it is: we would be locked out.
-    let keep = server.password().is_some();
+    let globals = read(snapshot, GLOBALS).await?.0;
+    // A given server's own first superuser, which is who we are there, stays as it is.
+    let keep = !server.config.is_own;
     let statements = roles::whole(&globals, &detail.bootstrap, keep);
     throwaway::begin(server, &session, &roles::created(&statements)).await?;
     snapshot.progress().set_phase("roles");
@@ -80,6 +86,8 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     }
     proof.restored = began.elapsed();
 
+    proof.differences.extend(unused(snapshot, &builds));
+    let authentic = texts(snapshot, &builds, &mut proof).await?;
     for build in &builds {
         let comparison = build::compare(server, snapshot, build, version.major).await?;
         proof.differences.extend(comparison.differences);
@@ -91,7 +99,14 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
                 Compared::Inconclusive => proof.not_comparable.push(format!("table {}", item.name)),
             }
         }
-        proof.differences.extend(definitions(server, &tools, snapshot, build).await?);
+        proof.differences.extend(unknown_relations(server, build).await?);
+        let again =
+            Build::new(snapshot, build.detail().clone(), build.to.clone(), throwaway::built(detail.databases.len()))?;
+        let place = Place { server, session: &session, tools: &tools, psql: &psql, snapshot };
+        let again = authentic.then_some(again);
+        let (differences, notes) = place.definitions(build, again).await?;
+        proof.differences.extend(differences);
+        proof.notes.extend(notes);
     }
     let args = ["--globals-only", "--no-password", "--encoding=UTF8", "--database", server.maintenance()];
     let mut program = tools.command("pg_dumpall", server, server.maintenance())?.args(args);
@@ -136,70 +151,274 @@ async fn lacking(session: &Session, detail: &SnapshotDetail) -> Result<(), Postg
     if lacking.is_empty() { Ok(()) } else { Err(PostgresError::Lacking { lacking }) }
 }
 
-/// A whole artifact as text. Names may be in a database's own encoding: what is not UTF-8 is replaced, on both sides alike.
-async fn text(snapshot: &SnapshotReader, path: &str) -> Result<String, PipelineError> {
+/// The server's own first superuser stands in for the source's, and who we are is none of the roles that are made.
+async fn its_roles_can_be_made(
+    server: &Server,
+    session: &Session,
+    detail: &SnapshotDetail,
+) -> Result<(), PostgresError> {
+    let first = catalog::bootstrap_superuser(session).await?;
+    let own = &server.config.endpoint.user;
+    for found in [&first, own] {
+        if *found != detail.bootstrap {
+            let (server, found, wanted) = (server.name(), found.clone(), detail.bootstrap.clone());
+            return Err(PostgresError::OtherSuperuser { server, found, wanted });
+        }
+    }
+    Ok(())
+}
+
+/// A whole artifact as text, with the digest of its bytes. Names may be in a database's own encoding: what is not UTF-8 is replaced, on both
+/// sides alike.
+async fn read(snapshot: &SnapshotReader, path: &str) -> Result<(String, String), PipelineError> {
     let artifact = snapshot.artifact(path)?;
-    let mut bytes = Vec::new();
+    let (mut bytes, mut digest) = (Vec::new(), TextDigest::new(snapshot.fingerprint_seed()));
     let mut parts = std::pin::pin!(snapshot.open(artifact));
     while let Some(part) = parts.next().await {
-        bytes.extend_from_slice(&part?);
+        let part = part?;
+        digest.update(&part);
+        bytes.extend_from_slice(&part);
         if bytes.len() as u64 > MOST_TEXT {
             return Err(crate::repository::Trust::damaged(path, "is too long to be read at once").into());
         }
     }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), digest.finish()))
 }
 
-/// What the catalogs and `pg_dump` tell of a built database, beside what they told of the captured one.
-async fn definitions(
-    server: &Server,
-    tools: &Tools,
-    snapshot: &SnapshotReader,
-    build: &Build,
-) -> Result<Vec<Difference>, SourceError> {
-    let database = build.detail();
-    let in_database = |mut difference: Difference| {
-        difference.object = format!("{} in database `{}`", difference.object, build.to);
-        difference
-    };
-    snapshot.progress().set_phase(format!("comparing definitions of {}", build.to));
+/// Compares every text with the digest that it was captured under. Are all of them what was captured, and known to be? Positions of sequences
+/// are compared by themselves: they may be ahead.
+async fn texts(snapshot: &SnapshotReader, builds: &[Build], proof: &mut Proof) -> Result<bool, PipelineError> {
+    let mut authentic = true;
+    let positions: HashSet<String> = builds.iter().map(|build| build.detail().sequences_sql()).collect();
+    let texts = snapshot.artifacts().iter().filter(|artifact| matches!(artifact.format, Format::Sql | Format::Text));
+    for artifact in texts.filter(|artifact| !positions.contains(&artifact.path)) {
+        match &artifact.digest {
+            Some(was) if read(snapshot, &artifact.path).await?.1 == *was => {}
+            Some(_) => {
+                authentic = false;
+                let what = "is not the text that was captured".to_owned();
+                proof.differences.push(Difference { object: artifact.path.clone(), what });
+            }
+            // Of an older version.
+            None => authentic = false,
+        }
+    }
+    Ok(authentic)
+}
+
+/// What the snapshot holds and no build has taken: a database or a table that its manifest has forgotten.
+fn unused(snapshot: &SnapshotReader, builds: &[Build]) -> Vec<Difference> {
+    let mut used: HashSet<String> = [GLOBALS.to_owned()].into();
+    for build in builds {
+        let database = build.detail();
+        used.extend([database.pre_data_sql(), database.post_data_sql(), database.properties_sql()]);
+        used.extend([database.sequences_sql(), database.inventory_txt()]);
+        used.extend(build.tables.iter().map(|table| table.path().to_owned()));
+    }
+    let unused = snapshot.artifacts().iter().filter(|artifact| !used.contains(&artifact.path));
+    let what = "is in the snapshot, and of no database and no table that it tells of";
+    unused.map(|artifact| Difference { object: artifact.path.clone(), what: what.to_owned() }).collect()
+}
+
+/// Tables that are there by the definitions, and of which the snapshot holds no rows.
+async fn unknown_relations(server: &Server, build: &Build) -> Result<Vec<Difference>, PostgresError> {
     let session = server.connect(&build.temporary).await?;
-    let was = text(snapshot, &database.inventory_txt()).await?;
-    let mut differences = inventory::differences(&was, &inventory::take(&session).await?);
-    let large_objects = catalog::large_objects(&session).await?;
-    if large_objects > 0 {
-        let what = "are there and were not captured".to_owned();
-        differences.push(Difference { object: crate::report::count(large_objects, "large object"), what });
-    }
-    let restrict = restrict_argument_for(tools, snapshot.restrict_key()).await?;
-    let dump = |arguments: Vec<String>| {
-        let program = tools.command("pg_dump", server, &build.temporary)?;
-        Ok::<_, PostgresError>(program.args(["--no-password"]).args(restrict.clone()).args(arguments))
+    let known: HashSet<String> = build.tables.iter().map(build::TableBuild::shown).collect();
+    let relations = catalog::relations(&session).await?;
+    let tables = relations.iter().filter(|one| one.kind == RelationKind::Table && !known.contains(&one.shown()));
+    let difference = |one: &catalog::Relation| Difference {
+        object: format!("table {} in database `{}`", one.shown(), build.to),
+        what: "has no rows in the snapshot, not even none".to_owned(),
     };
-    let mut sections: Vec<(&str, String, String)> = Vec::new();
-    for (section, path) in [("pre-data", database.pre_data_sql()), ("post-data", database.post_data_sql())] {
+    Ok(tables.map(difference).collect())
+}
+
+/// What is told of a database's definitions: by its catalogs, and by `pg_dump` section by section.
+struct Told {
+    inventory: String,
+    pre_data: String,
+    post_data: String,
+}
+
+impl Told {
+    fn sections<'a>(&'a self, other: &'a Self) -> [(&'static str, &'a str, &'a str); 2] {
+        [("pre-data", &self.pre_data, &other.pre_data), ("post-data", &self.post_data, &other.post_data)]
+    }
+
+    fn is_the_same(&self, other: &Self) -> bool {
+        inventory::differences(&self.inventory, &other.inventory).is_empty()
+            && self.sections(other).iter().all(|(_, one, other)| placed(one).is_the_same(&placed(other)))
+    }
+}
+
+/// Where definitions are compared.
+struct Place<'a> {
+    server: &'a Server,
+    session: &'a Session,
+    tools: &'a Tools,
+    psql: &'a Tools,
+    snapshot: &'a SnapshotReader,
+}
+
+impl Place<'_> {
+    /// What differs in a built database's definitions from those that were captured, and what is to be said beside that. `again` is a
+    /// database that may be made by the same definitions, where these are known to be those that were captured.
+    async fn definitions(
+        &self,
+        build: &Build,
+        again: Option<Build>,
+    ) -> Result<(Vec<Difference>, Vec<String>), SourceError> {
+        let database = build.detail();
+        let in_database = |mut difference: Difference| {
+            difference.object = format!("{} in database `{}`", difference.object, build.to);
+            difference
+        };
+        self.snapshot.progress().set_phase(format!("comparing definitions of {}", build.to));
+        let was = Told {
+            inventory: read(self.snapshot, &database.inventory_txt()).await?.0,
+            pre_data: read(self.snapshot, &database.pre_data_sql()).await?.0,
+            post_data: read(self.snapshot, &database.post_data_sql()).await?.0,
+        };
+        let is = self.told(&build.temporary).await?;
+        let objects = inventory::differences(&was.inventory, &is.inventory);
+        let statements: Vec<(&str, Leftover, Leftover)> = was
+            .sections(&is)
+            .into_iter()
+            .map(|(section, was, is)| (section, placed(was).beyond(&placed(is)), placed(is).beyond(&placed(was))))
+            .collect();
+        let others = objects.len() + statements.iter().map(|(_, was, is)| was.0.len() + is.0.len()).sum::<usize>();
+        let mut notes = Vec::new();
+        let mut differences: Vec<Difference> = match again {
+            Some(again) if others > 0 && self.is_stable(&again, &is).await? => {
+                let (none, differ) = reprinted(&was, objects, &statements);
+                if none > 0 {
+                    let definitions = crate::report::count(none as u64, "definition");
+                    notes.push(format!("{definitions} of `{}` are printed in other words by a new server", build.to));
+                }
+                differ
+            }
+            _ => objects.into_iter().map(|one| one.difference).chain(statements.iter().flat_map(told)).collect(),
+        };
+        let session = self.server.connect(&build.temporary).await?;
+        let large_objects = catalog::large_objects(&session).await?;
+        if large_objects > 0 {
+            let what = "are there and were not captured".to_owned();
+            differences.push(Difference { object: crate::report::count(large_objects, "large object"), what });
+        }
+        differences.extend(self.properties(build).await?);
+        differences.sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
+        differences.dedup();
+        Ok((differences.into_iter().map(in_database).collect(), notes))
+    }
+
+    /// What a database's catalogs and `pg_dump` tell of it.
+    async fn told(&self, database: &str) -> Result<Told, SourceError> {
+        let session = self.server.connect(database).await?;
+        let inventory = inventory::take(&session).await?;
+        let (pre_data, post_data) =
+            (self.section(database, "pre-data").await?, self.section(database, "post-data").await?);
+        Ok(Told { inventory, pre_data, post_data })
+    }
+
+    async fn section(&self, database: &str, section: &str) -> Result<String, SourceError> {
         let what = format!("the {section} definitions of the throwaway server");
-        let printed = dump(vec![format!("--section={section}")])?.output(&what, MOST_TEXT).await?;
-        sections.push((section, text(snapshot, &path).await?, String::from_utf8_lossy(&printed).into_owned()));
+        self.dump(database, vec![format!("--section={section}")], &what).await
     }
-    for (section, was, is) in &sections {
-        differences.extend(placed(was).differences(&placed(is), section));
+
+    async fn dump(&self, database: &str, arguments: Vec<String>, what: &str) -> Result<String, SourceError> {
+        let restrict = restrict_argument_for(self.tools, self.snapshot.restrict_key()).await?;
+        let program = self.tools.command("pg_dump", self.server, database)?.args(["--no-password"]).args(restrict);
+        let printed = program.args(arguments).output(what, MOST_TEXT).await?;
+        Ok(String::from_utf8_lossy(&printed).into_owned())
     }
-    let what = "the properties of the throwaway server's database";
-    let arguments = ["--create", "--schema-only", "--encoding=UTF8", "--exclude-schema=*"].map(str::to_owned);
-    let printed = dump(arguments.into())?.output(what, MOST_TEXT).await?;
-    let printed = String::from_utf8_lossy(&printed);
-    let properties = |text: &str, name: &str| {
-        let own = sql::statements(text);
-        let own = own.iter().filter(|statement| statement.is_on_database(name));
-        counted(own.map(|statement| ("properties".to_owned(), without_tablespace(&statement.on_database("it")))))
+
+    /// Does a database that is made by the same definitions, and by nothing else, tell the same of itself as `is` does?
+    async fn is_stable(&self, again: &Build, is: &Told) -> Result<bool, SourceError> {
+        let made = async {
+            build::create(self.session, self.snapshot, again).await?;
+            build::define(self.server, self.snapshot, self.psql, again).await
+        };
+        made.await.map_err(while_restoring)?;
+        let same = self.told(&again.temporary).await?.is_the_same(is);
+        throwaway::discard(self.server, self.session, &again.temporary).await?;
+        Ok(same)
+    }
+
+    /// What differs in what `pg_dump` writes of the database itself.
+    async fn properties(&self, build: &Build) -> Result<Vec<Difference>, SourceError> {
+        let database = build.detail();
+        let what = "the properties of the throwaway server's database";
+        let arguments = ["--create", "--schema-only", "--encoding=UTF8", "--exclude-schema=*"].map(str::to_owned);
+        let printed = self.dump(&build.temporary, arguments.into(), what).await?;
+        let properties = |text: &str, name: &str| {
+            let own = sql::statements(text);
+            let own = own.iter().filter(|statement| statement.is_on_database(name));
+            counted(own.map(|statement| ("properties".to_owned(), without_tablespace(&statement.on_database("it")))))
+        };
+        let was = read(self.snapshot, &database.properties_sql()).await?.0;
+        Ok(properties(&was, &database.name).differences(&properties(&printed, &build.temporary), "properties"))
+    }
+}
+
+/// How many of what differs are only printed in other words, and the rest. The captured script is known to be authentic, and a server that ran
+/// it and nothing else is known to print what the new one does. So an object is the same where all but its definitions is, and those
+/// are in the script word for word; and a statement, where one on the same subject is in its place.
+fn reprinted(
+    was: &Told,
+    objects: Vec<inventory::Differing>,
+    statements: &[(&str, Leftover, Leftover)],
+) -> (usize, Vec<Difference>) {
+    let script = [sql::normal(&was.pre_data), sql::normal(&was.post_data)];
+    let is_in_script = |definition: &String| {
+        let normal = sql::normal(definition);
+        script.iter().any(|script| script.contains(&normal))
     };
-    let was = text(snapshot, &database.properties_sql()).await?;
-    differences
-        .extend(properties(&was, &database.name).differences(&properties(&printed, &build.temporary), "properties"));
-    differences.sort_by(|a, b| (&a.object, &a.what).cmp(&(&b.object, &b.what)));
-    differences.dedup();
-    Ok(differences.into_iter().map(in_database).collect())
+    let (mut none, mut differ) = (0, Vec::new());
+    for object in objects {
+        match object.definitions.is_some_and(|definitions| definitions.iter().all(is_in_script)) {
+            true => none += 1,
+            false => differ.push(object.difference),
+        }
+    }
+    for pair in statements {
+        match pair.1.subjects() == pair.2.subjects() {
+            true => none += pair.1.0.len(),
+            false => differ.extend(told(pair)),
+        }
+    }
+    (none, differ)
+}
+
+/// Statements that one side has and the other has not.
+struct Leftover(Vec<String>);
+
+impl Leftover {
+    /// What they are on, sorted.
+    fn subjects(&self) -> Vec<String> {
+        let of = |text: &String| sql::statements(text).first().map(|one| one.subject().to_owned());
+        let mut subjects: Vec<String> = self.0.iter().filter_map(of).collect();
+        subjects.sort();
+        subjects
+    }
+}
+
+/// Both sides' leftover statements of a section as differences.
+fn told((section, was, is): &(&str, Leftover, Leftover)) -> Vec<Difference> {
+    let shown = |text: &str| {
+        let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let cut: String = line.chars().take(SHOWN).collect();
+        if cut.len() < line.len() { format!("{cut}…") } else { cut }
+    };
+    let differences = |leftover: &Leftover, what: &str| -> Vec<Difference> {
+        let of = |text: &String| Difference {
+            object: format!("definition `{}`", words(text, &shown)),
+            what: format!("{what} ({section})"),
+        };
+        leftover.0.iter().map(of).collect()
+    };
+    let mut all = differences(was, "is not what the new server has");
+    all.extend(differences(is, "is what the new server has, and was not captured"));
+    all
 }
 
 /// Statements without an order: `pg_dump` takes it from OIDs where nothing else decides. A table's access method is a setting before it, so
@@ -233,28 +452,18 @@ fn without_tablespace(statement: &str) -> String {
 }
 
 impl Statements {
+    /// What it has more of than the other.
+    fn beyond(&self, other: &Self) -> Leftover {
+        let more = self.0.iter().filter(|(statement, count)| other.0.get(*statement).copied().unwrap_or(0) < **count);
+        Leftover(more.map(|((_, text), _)| text.clone()).collect())
+    }
+
+    fn is_the_same(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+
     fn differences(&self, is: &Self, section: &str) -> Vec<Difference> {
-        let lacks = |a: &Self, b: &Self| -> Vec<String> {
-            let missing = a.0.iter().filter(|(statement, count)| b.0.get(*statement).copied().unwrap_or(0) < **count);
-            missing.map(|((_, text), _)| text.clone()).collect()
-        };
-        let shown = |text: &str| {
-            let line: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-            let cut: String = line.chars().take(SHOWN).collect();
-            if cut.len() < line.len() { format!("{cut}…") } else { cut }
-        };
-        let told = |statements: Vec<String>, what: &str| {
-            statements
-                .into_iter()
-                .map(|text| Difference {
-                    object: format!("definition `{}`", words(&text, &shown)),
-                    what: format!("{what} ({section})"),
-                })
-                .collect::<Vec<_>>()
-        };
-        let mut differences = told(lacks(self, is), "is not what the new server has");
-        differences.extend(told(lacks(is, self), "is what the new server has, and was not captured"));
-        differences
+        told(&(section, self.beyond(is), is.beyond(self)))
     }
 }
 

@@ -55,8 +55,8 @@ pub(super) fn plan(globals: &str, existing: &BTreeSet<String>) -> RolePlan {
 }
 
 /// All of `globals` for a throwaway server whose first superuser is `bootstrap`: what it says of roles, memberships and parameters. Not what
-/// it says of tablespaces, which a throwaway server never gets, nor that `bootstrap` is to be created; with `keep`, nothing that changes
-/// that role, which is the one that we are.
+/// it says of tablespaces, which a throwaway server never gets, nor that `bootstrap` is to be created, nor that it may not log in, since
+/// it is the role that we are; with `keep`, nothing that changes it.
 pub(super) fn whole(globals: &str, bootstrap: &str, keep: bool) -> Vec<String> {
     let wanted = |statement: &Statement<'_>| {
         let role = changed_role(statement);
@@ -64,7 +64,13 @@ pub(super) fn whole(globals: &str, bootstrap: &str, keep: bool) -> Vec<String> {
         let kept = keep && role == Some(bootstrap);
         !creates && !kept && !is_setting(statement) && !is_on_tablespace(statement)
     };
-    sql::statements(globals).iter().filter(|statement| wanted(statement)).map(|one| one.text.to_owned()).collect()
+    let text = |statement: &Statement<'_>| match statement.begins(&["alter", "role"])
+        && changed_role(statement) == Some(bootstrap)
+    {
+        true => statement.text.replacen(" NOLOGIN ", " LOGIN ", 1),
+        false => statement.text.to_owned(),
+    };
+    sql::statements(globals).iter().filter(|statement| wanted(statement)).map(text).collect()
 }
 
 /// The roles that these statements make.

@@ -150,6 +150,19 @@ pub(super) fn statements(sql: &str) -> Vec<Statement<'_>> {
     found
 }
 
+/// A text's tokens, each followed by a space: what has the same ones reads the same, however it is laid out.
+pub(super) fn normal(sql: &str) -> String {
+    let mut text = String::with_capacity(sql.len());
+    for token in tokens(sql).iter().filter(|token| !matches!(token.kind, Kind::Semicolon | Kind::Meta)) {
+        text.push_str(&sql[token.start..token.end]);
+        text.push(' ');
+    }
+    text
+}
+
+/// Words behind which a definition follows.
+const BEFORE_A_DEFINITION: [&str; 7] = ["as", "check", "default", "using", "when", "where", "with"];
+
 /// A script of `pg_dump` without the settings that say in which tablespace what follows is made.
 pub(super) fn without_tablespaces(sql: &str) -> String {
     let mut kept = String::with_capacity(sql.len());
@@ -168,6 +181,18 @@ impl Statement<'_> {
     pub(super) fn begins(&self, words: &[&str]) -> bool {
         words.len() <= self.tokens.len()
             && self.tokens.iter().zip(words).all(|(token, word)| matches!(&token.kind, Kind::Word(w) if w == word))
+    }
+
+    /// What it makes or changes, in its own words: all of it up to the first parenthesis or to what a definition follows.
+    pub(super) fn subject(&self) -> &str {
+        let ends = |token: &Token| match &token.kind {
+            Kind::Word(word) => BEFORE_A_DEFINITION.contains(&word.as_str()),
+            Kind::Other => self.text[token.start - self.offset..].starts_with('('),
+            _ => false,
+        };
+        let end =
+            self.tokens.iter().find(|token| ends(token)).map_or(self.text.len(), |token| token.start - self.offset);
+        self.text[..end].trim_end()
     }
 
     /// The identifier that is the `n`-th token.

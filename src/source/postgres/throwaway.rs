@@ -103,7 +103,7 @@ pub(super) async fn claim(server: &Server, others: &[Identity]) -> Result<(), So
     let found = look(server, &session).await?;
     decide(&found, others).map_err(|what| refused(server, what))?;
     if found.marked {
-        return Ok(empty(&session).await?);
+        return Ok(empty(server, &session).await?);
     }
     let mark = format!("CREATE DATABASE {MARKER} TEMPLATE template0");
     session.batch_execute(&mark).await.map_err(query("marking the throwaway server"))?;
@@ -232,10 +232,11 @@ async fn holds(server: &Server, session: &Session, marked: bool) -> Result<Vec<S
             "SELECT pg_catalog.format('tablespace `%s`', spcname) FROM pg_catalog.pg_tablespace \
                WHERE spcname NOT IN ('pg_default', 'pg_global') \
              UNION ALL SELECT pg_catalog.format('replication slot `%s`', slot_name) FROM pg_catalog.pg_replication_slots \
-             UNION ALL SELECT pg_catalog.format('subscription `%s`', subname) FROM pg_catalog.pg_subscription \
+             UNION ALL SELECT pg_catalog.format('subscription `%s`', subname) FROM pg_catalog.pg_subscription s \
+               WHERE NOT ($1 AND EXISTS (SELECT FROM pg_catalog.pg_database d WHERE d.oid = s.subdbid AND d.datname ~ $2)) \
              UNION ALL SELECT pg_catalog.format('prepared transaction `%s`', gid) FROM pg_catalog.pg_prepared_xacts \
              ORDER BY 1",
-            &[],
+            &[&marked, &format!("^{BUILT}[0-9]+$")],
         )
         .await
         .map_err(query("listing what the throwaway server has"))?;
@@ -279,16 +280,48 @@ async fn roles(session: &Session) -> Result<Vec<String>, PostgresError> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
+/// Drops a database of a proof.
+pub(super) async fn discard(server: &Server, session: &Session, database: &str) -> Result<(), PostgresError> {
+    drop_subscriptions(server, database).await?;
+    let name = sql::ident(database);
+    for statement in [format!("ALTER DATABASE {name} IS_TEMPLATE false"), format!("DROP DATABASE {name} WITH (FORCE)")]
+    {
+        session.batch_execute(&statement).await.map_err(query(format!("dropping database `{database}`")))?;
+    }
+    Ok(())
+}
+
+/// A database with subscriptions cannot be dropped. Theirs is another server's slot, which is nothing to us: without its name nobody is asked to
+/// drop it.
+async fn drop_subscriptions(server: &Server, database: &str) -> Result<(), PostgresError> {
+    let inside = server.connect(database).await?;
+    let failed = || query(format!("dropping the subscriptions of database `{database}`"));
+    let rows = inside
+        .query(
+            "SELECT subname::text FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid \
+             WHERE d.datname = pg_catalog.current_database()",
+            &[],
+        )
+        .await
+        .map_err(failed())?;
+    for row in rows {
+        let name = sql::ident(row.get(0));
+        for statement in [
+            format!("ALTER SUBSCRIPTION {name} DISABLE"),
+            format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)"),
+            format!("DROP SUBSCRIPTION {name}"),
+        ] {
+            inside.batch_execute(&statement).await.map_err(failed())?;
+        }
+    }
+    Ok(())
+}
+
 /// Drops what proofs have made of a marked server, and nothing else. The mark stays.
-async fn empty(session: &Session) -> Result<(), PostgresError> {
+async fn empty(server: &Server, session: &Session) -> Result<(), PostgresError> {
     let Some(ours) = remembered(session).await? else { return Ok(()) };
     for database in databases(session).await?.iter().filter(|name| is_built(name)) {
-        let name = sql::ident(database);
-        for statement in
-            [format!("ALTER DATABASE {name} IS_TEMPLATE false"), format!("DROP DATABASE {name} WITH (FORCE)")]
-        {
-            session.batch_execute(&statement).await.map_err(query(format!("dropping database `{database}`")))?;
-        }
+        discard(server, session, database).await?;
     }
     for role in roles(session).await?.iter().filter(|name| ours.contains(*name)) {
         // What was granted to it in the databases that stay.
@@ -302,7 +335,7 @@ async fn empty(session: &Session) -> Result<(), PostgresError> {
 
 pub(super) async fn release(server: &Server) -> Result<(), PostgresError> {
     let session = server.connect(server.maintenance()).await?;
-    empty(&session).await?;
+    empty(server, &session).await?;
     let unmark = format!("DROP DATABASE IF EXISTS {MARKER}");
     session.batch_execute(&unmark).await.map_err(query("giving the throwaway server back"))
 }

@@ -66,6 +66,8 @@ struct Found {
     loading: bool,
     /// Is or was it a replica of ours?
     ours: bool,
+    /// A master that was a replica: was nothing written since?
+    untouched: bool,
     marked: bool,
     /// A `masterauth` that is not ours.
     foreign: bool,
@@ -111,7 +113,7 @@ fn decide(found: &Found, others: &[Identity]) -> Result<Claim, String> {
         let others = crate::report::list(&found.others, 3);
         return Err(format!("is in use: {} of others ({others})", connections(found.others.len())));
     }
-    if found.marked && (found.master.is_some() || found.ours) {
+    if found.marked && (found.master.is_some() || found.ours && found.untouched) {
         return Ok(Claim::Leftover);
     }
     if found.loading {
@@ -170,6 +172,8 @@ async fn look(server: &Server, session: &Session) -> Result<Found, SourceError> 
         replicas: info.number("connected_slaves"),
         loading,
         ours: [info.get("master_replid"), info.get("master_replid2")].contains(&OUR_ID),
+        // Its second id is its former master's, up to that offset (replicationid, in Redis' documentation on replication).
+        untouched: info.number("master_repl_offset") < info.number("second_repl_offset"),
         marked: masterauth.starts_with(MARK),
         foreign: !masterauth.is_empty() && !masterauth.starts_with(MARK),
         others: lingering(session).await?,
@@ -274,10 +278,17 @@ async fn empty(session: &Session) -> Result<(), RedisError> {
         Err(error) if has_no_functions(&error) => {}
         Err(error) => return Err(error),
     }
-    match session.ask::<()>(&["SAVE"]).await {
-        // One that can write no file has none.
-        Ok(()) | Err(RedisError::Said { .. }) => Ok(()),
-        Err(error) => Err(error),
+    let began = Instant::now();
+    loop {
+        match session.ask::<()>(&["SAVE"]).await {
+            // The dump that we took back may be on its way still.
+            Err(RedisError::Said { text, .. }) if text.contains("in progress") && began.elapsed() < LOADS => {
+                tokio::time::sleep(LOOK).await;
+            }
+            // One that can write no file has none.
+            Ok(()) | Err(RedisError::Said { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -360,6 +371,10 @@ mod tests {
             (|found| (found.marked, found.holds) = (true, Some("keys".into())), "holds keys: it is in use"),
             // Or one that was a proof's until it was started again.
             (|found| (found.ours, found.holds) = (true, Some("keys".into())), "holds keys: it is in use"),
+            (
+                |found| (found.marked, found.ours, found.holds) = (true, true, Some("keys".into())),
+                "holds keys: it is in use",
+            ),
             (|found| found.foreign = true, "part of something replicated"),
         ];
         let others = [Identity { shown: "cache:6379".into(), marks: vec![replication_id("source's")] }];
@@ -373,7 +388,12 @@ mod tests {
             (|_| {}, Claim::Empty),
             (|found| found.marked = true, Claim::Empty),
             (|found| (found.marked, found.master) = (true, Some(("us:1".into(), false))), Claim::Leftover),
-            (|found| (found.marked, found.ours, found.holds) = (true, true, Some("keys".into())), Claim::Leftover),
+            (
+                |found| {
+                    (found.marked, found.ours, found.untouched, found.holds) = (true, true, true, Some("keys".into()))
+                },
+                Claim::Leftover,
+            ),
             (
                 |found| (found.marked, found.loading, found.master) = (true, true, Some(("us:1".into(), false))),
                 Claim::Leftover,

@@ -42,7 +42,8 @@ fn of_postgres() {
          INSERT INTO left_twin SELECT n, 'left' || n FROM generate_series(1, 100) n;
          INSERT INTO right_twin SELECT n, 'right' || n FROM generate_series(1, 100) n;
          ALTER TABLE left_twin ADD CONSTRAINT is_positive CHECK (id > 0);
-         CREATE ROLE auditor; GRANT SELECT ON right_twin TO auditor",
+         CREATE ROLE auditor; GRANT SELECT ON right_twin TO auditor;
+         CREATE ROLE clerk; GRANT auditor TO clerk; GRANT CONNECT ON DATABASE altlas TO auditor",
     );
     let workspace = Workspace::folder().postgres(&server, &["altlas"]);
     workspace.run(&["init"]).ok();
@@ -86,6 +87,32 @@ fn of_postgres() {
     );
     let withdrawn = after("REVOKE SELECT ON right_twin FROM auditor", "GRANT SELECT ON right_twin TO auditor");
     graft("a grant lost", &["grants on table public.right_twin"], &withdrawn, "databases/altlas/pre-data.sql");
+    let left_out = after("REVOKE auditor FROM clerk", "GRANT auditor TO clerk");
+    graft("a membership lost", &["globals.sql"], &left_out, "globals.sql");
+    let shut_out =
+        after("REVOKE CONNECT ON DATABASE altlas FROM auditor", "GRANT CONNECT ON DATABASE altlas TO auditor");
+    graft("a grant on the database lost", &["properties.sql"], &shut_out, "databases/altlas/properties.sql");
+    let widened = after(
+        "ALTER TABLE left_twin DROP CONSTRAINT is_positive, ADD CONSTRAINT is_positive CHECK (id >= 0)",
+        "ALTER TABLE left_twin DROP CONSTRAINT is_positive, ADD CONSTRAINT is_positive CHECK (id > 0)",
+    );
+    graft(
+        "a constraint changed",
+        &["is_positive of table public.left_twin"],
+        &widened,
+        "databases/altlas/pre-data.sql",
+    );
+    found(&workspace, &first, "a table's rows forgotten", &["table public.left_twin"], |copy| {
+        forge::change_manifest(copy, &first, "database", |manifest| {
+            let artifacts = manifest["artifacts"].as_array_mut().unwrap();
+            artifacts.retain(|one| !one["path"].as_str().unwrap().ends_with("left_twin"));
+        });
+    });
+    found(&workspace, &first, "a database forgotten", &["databases/altlas/pre-data.sql"], |copy| {
+        forge::change_manifest(copy, &first, "database", |manifest| {
+            manifest["detail"]["databases"].as_array_mut().unwrap().clear();
+        });
+    });
     found(&workspace, &first, "parts swapped", &["public.left_twin", "public.right_twin"], |copy| {
         forge::change_manifest(copy, &first, "database", |manifest| {
             let artifacts = manifest["artifacts"].as_array_mut().unwrap();
