@@ -34,6 +34,7 @@ pub(super) async fn prove_all(
     let parts = part_reader(context, repository, epoch)?;
     let total: u64 = manifests.iter().flat_map(|manifest| &manifest.artifacts).map(|artifact| artifact.raw).sum();
     context.progress.total_raw.store(total, std::sync::atomic::Ordering::Relaxed);
+    let mut known = Vec::new();
     for manifest in manifests {
         let Some(found) = report.sources.iter_mut().find(|found| found.name == manifest.source.name) else { continue };
         if found.verdict == Verdict::Failed {
@@ -46,15 +47,17 @@ pub(super) async fn prove_all(
         let outcome = prove(context, in_head, &snapshot).await;
         let judged = judge(found, outcome);
         found.seconds = clock.elapsed().as_secs_f64();
-        if let Err(error) = judged {
-            let name = found.name.clone();
-            let place = report.sources.iter().position(|one| one.name == name).unwrap_or_default();
-            // Of it, and of those that come after it, nothing is known. What is known of the others is lost only where it is no bad news.
-            let mut place_of = 0..;
-            report.sources.retain(|one| place_of.next() < Some(place) || one.verdict == Verdict::Failed);
-            let is_bad = report.sources.iter().any(|one| one.verdict == Verdict::Failed);
-            return if is_bad { Ok(tracing::error!("not everything was verified: {error}")) } else { Err(error) };
+        let Err(error) = judged else {
+            known.push(found.name.clone());
+            continue;
+        };
+        // Of it, and of those that come after it, nothing is known. That another one is bad must not be lost with it.
+        report.sources.retain(|one| one.verdict == Verdict::Failed || known.contains(&one.name));
+        if report.sources.iter().all(|one| one.verdict != Verdict::Failed) {
+            return Err(error);
         }
+        tracing::error!("not everything was verified: {error}");
+        return Ok(());
     }
     Ok(())
 }

@@ -432,8 +432,9 @@ fn live(seed: u64) -> Journal {
                 other => panic!("seed {seed}: {other:?}"),
             }
         }
-        let (mut journal, now, expired) = (journal.lock().unwrap(), world.now(), world.lock().expired.clone());
-        journal.expired = expired.len();
+        let (now, expired) = (world.now(), world.lock().expired.clone());
+        journal.lock().unwrap().expired = expired.len();
+        let journal = journal.lock().unwrap().clone();
         for id in &journal.succeeded {
             let is_known = heads.contains(id) || tombstones.contains(id);
             let long_ago = |at: &Timestamp| now.duration_since(*at) >= SignedDuration::try_from(GRACE).unwrap();
@@ -443,7 +444,6 @@ fn live(seed: u64) -> Journal {
             );
         }
         assert!(!heads.is_empty() || journal.succeeded.is_empty(), "seed {seed}");
-        drop(journal);
         // What is left is swept without a brake: at the latest a grace period later, for one who slept between a look at a head and its
         // tombstone may have left the tombstone of a backup that was gone.
         world.lock().now += SignedDuration::try_from(GRACE).unwrap();
