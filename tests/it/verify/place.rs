@@ -1,13 +1,21 @@
 //! What is wrong with the place of a verification is not the backup's fault, and is not a success either. Nothing is left behind.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
 
 use super::{back_up, listed_verdict, verified, verify};
 use crate::support::{
     postgres::{Major, Postgres},
+    proxy::{Action, HttpProxy},
     redis::{Redis, RedisVersion},
+    s3::{BlockingS3, S3Kind},
     seeded, wait_for,
-    workspace::Workspace,
+    workspace::{S3Place, Workspace},
 };
 
 fn leftovers(folder: &Path) -> Vec<String> {
@@ -181,4 +189,35 @@ fn a_damaged_part_is_named_whatever_the_place() {
     // There is nothing verified any more to restore by default.
     workspace.set("scratch.timeout", "1h");
     workspace.run(&["restore", "--dry-run"]).output().assert_code(6);
+}
+
+/// A signal ends a verification at any level, however slow the store is.
+#[test]
+fn a_signal_ends_it_at_any_level() {
+    let server = Redis::start(RedisVersion::V70);
+    server.fill("altlas", 100, 4);
+    let seaweed = BlockingS3::start(S3Kind::SeaweedFs).unwrap();
+    let proxy = HttpProxy::start(seaweed.address());
+    let place = S3Place { endpoint: proxy.endpoint(), ..seaweed.place("backups", "slow") };
+    let workspace = Workspace::s3(&place).redis(&server);
+    workspace.run(&["init"]).ok();
+    workspace.run(&["backup"]).ok();
+    for (level, at) in [("presence", "tombstones"), ("content", "/parts/"), ("restore", "manifest")] {
+        let (told, hears) = std::sync::mpsc::channel();
+        let told = std::sync::Mutex::new(told);
+        proxy.on_read(move |read| {
+            if !read.path.contains(at) {
+                return Action::Pass;
+            }
+            let _ = told.lock().unwrap().send(());
+            Action::Block
+        });
+        let running = workspace.run(&["verify", "--level", level]).spawn();
+        hears.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| panic!("{level}: {at} is not asked for"));
+        let clock = Instant::now();
+        running.signal(Signal::TERM);
+        running.wait().assert_code(130);
+        assert!(clock.elapsed() < Duration::from_secs(20), "{level}: {:?}", clock.elapsed());
+        proxy.reset();
+    }
 }
