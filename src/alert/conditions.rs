@@ -367,7 +367,7 @@ impl<'a> Of<'a> {
                 words_of(reason)
             ),
             hint: Some(format!(
-                "`altlas-backup show {}` says in words what was missing; `altlas-backup doctor` checks this machine",
+                "`altlas-backup show {}` says in words what was missing on the machine that verifies",
                 head.backup
             )),
         };
@@ -468,7 +468,9 @@ fn started(id: &BackupId) -> Timestamp {
 fn hint_of_bad(id: &BackupId, reason: &str) -> String {
     // A part is never written twice: as long as a damaged one is there, new backups may stand on it.
     let first = match reason == Reason::Damaged.as_str() {
-        true => "remove the damaged object from the store, so that the next backup stores it again; then",
+        true => {
+            "remove a damaged part from the store, so that the next backup stores it again (never keys or the record of an epoch); then"
+        }
         false => "then",
     };
     format!("`altlas-backup verify {id}` names what is wrong with it; {first} make a new backup and verify it")

@@ -225,8 +225,8 @@ impl ConfigError {
             | Self::WrongType { .. }
             | Self::DuplicateSource { .. } => None,
             Self::SecretFile { key, .. } if key.starts_with("repository.encryption.") => Some(
-                "a machine that only makes backups needs no `identity_file`, one that only restores no \
-                 `catalog_identity_file`: remove the key that this one does not need"
+                "check the path, that this user may read the file, and that it holds an identity (AGE-SECRET-KEY-1…). A machine that only \
+                 makes backups needs no `identity_file`, one that only restores no `catalog_identity_file`: leave that key out there"
                     .to_owned(),
             ),
             Self::SecretFile { .. } => Some("the file holds the secret and nothing else".to_owned()),

@@ -40,7 +40,7 @@ impl Folder {
         let space = rustix::fs::statvfs(base).map_err(|error| failed(error.into()))?;
         let free = space.f_bavail.saturating_mul(space.f_frsize);
         if free < needed.saturating_add(SPARE) {
-            return Err(ScratchError::NoRoom { folder: base.to_owned(), needed, free });
+            return Err(ScratchError::NoRoom { folder: base.to_owned(), needed: needed.saturating_add(SPARE), free });
         }
         let base = base.canonicalize().map_err(failed)?;
         let path = base.join(format!("{PREFIX}{:016x}", rand::random::<u64>()));

@@ -93,7 +93,9 @@ impl StoreError {
                 "the object is in an archive storage class; restore it there first, and keep lifecycle rules off the repository"
             }
             (_, Some("ExpiredToken" | "TokenRefreshRequired")) => "the session token has expired; provide a new one",
-            (Kind::NoSuchBucket, _) => "create the bucket or folder, or check repository.url",
+            (Kind::NoSuchBucket, _) => {
+                "create the bucket (a folder is created by `altlas-backup init`), or check repository.url"
+            }
             (Kind::Denied, _) => {
                 "check the access key id, the secret and what they may do: get, put, delete and list below the prefix \
                  (for a folder: its owner and mode)"

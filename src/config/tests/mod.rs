@@ -258,6 +258,11 @@ fn problems_are_named() {
         ),
         (file("[[schedule]]\nname = \"x\"\n"), "`schedule[0].cron`: is missing", ""),
         (
+            file("[[schedule]]\nname = \"x\"\ncron = \"0 1 31 2 *\"\n"),
+            "`schedule[0].cron`: is no cron pattern: it means no day of any year",
+            "five fields",
+        ),
+        (
             file("[[schedule]]\nname = \"x\"\ncron = \"0 1 * *\"\n"),
             "`schedule[0].cron`: is no cron pattern",
             "five fields",

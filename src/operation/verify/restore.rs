@@ -145,8 +145,8 @@ async fn given(
     // What cannot be emptied now is found by the next one.
     match tokio::time::timeout(context.config.scratch.timeout, server.release()).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!("the throwaway server is not empty: {error}"),
-        Err(_) => tracing::warn!("the throwaway server is not empty: it took too long"),
+        Ok(Err(error)) => tracing::warn!("the throwaway server could not be emptied: {error}"),
+        Err(_) => tracing::warn!("the throwaway server could not be emptied: it took too long"),
     }
     proved
 }

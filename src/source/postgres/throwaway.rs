@@ -196,7 +196,10 @@ pub(super) async fn begin(server: &Server, session: &Session, makes: &[String]) 
         return Err(refused(server, "is being filled by another verification".into()));
     }
     let Some(mut roles) = remembered(session).await? else {
-        return Err(refused(server, "was not claimed for a proof".into()));
+        return Err(refused(
+            server,
+            "was not claimed for a proof, or another verification has used it meanwhile".into(),
+        ));
     };
     roles.extend(makes.iter().cloned());
     let roles = serde_json::Value::from(roles.into_iter().collect::<Vec<String>>()).to_string();

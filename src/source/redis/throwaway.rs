@@ -265,7 +265,9 @@ pub(super) async fn password(server: &Server, session: &Session) -> Result<Strin
     let pair: Vec<String> = session.ask(&["CONFIG", "GET", MARKED]).await?;
     match pair.get(1).is_some_and(|value| value.starts_with(MARK)) {
         true => mark(server, session).await,
-        false => Err(refused(server, "was not claimed for a proof".into())),
+        false => {
+            Err(refused(server, "was not claimed for a proof, or another verification has used it meanwhile".into()))
+        }
     }
 }
 

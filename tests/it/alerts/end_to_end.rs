@@ -62,7 +62,7 @@ fn a_corrupted_repository_fires_through_alertmanager_and_a_good_backup_resolves_
     let lasts = ends.duration_since(jiff::Timestamp::now()).as_hours();
     assert!((48..=50).contains(&lasts), "it lasts until the next run has told it again: {lasts} h");
     let hint = up[0]["annotations"]["hint"].as_str().unwrap();
-    assert!(hint.contains("remove the damaged object"), "{hint}");
+    assert!(hint.contains("remove a damaged part"), "{hint}");
 
     // The next night finds the same, and nobody is told again.
     workspace.run(&["verify"]).output().assert_code(3);

@@ -43,7 +43,7 @@ fn repositories_that_cannot_be_used(mode: Mode) {
 
     // No folder at all, then an empty one.
     for command in commands {
-        failure(1, "store", &[&place], "create the bucket or folder", command);
+        failure(1, "store", &[&place], "create the bucket (a folder is created by `altlas-backup init`)", command);
     }
     fs::create_dir(workspace.repository_folder()).unwrap();
     for command in commands {
