@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{
-    archive::ArchivedConsumer,
+    archive::{ArchiveError, ArchivedConsumer},
     compare::{self, Archived, Found},
     error::NatsError,
     plan::{Stored, config_differences, number, stored},
@@ -52,6 +52,8 @@ pub(super) struct Proof {
 const MAY_APPEAR: Duration = Duration::from_secs(8);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often a stream is taken back at most.
+const TRIES: u32 = 3;
 
 /// Fills the throwaway server with the snapshot, stream by stream, takes each back and compares. The server must be claimed.
 ///
@@ -174,7 +176,19 @@ async fn look(
     archived: &Archived,
 ) -> Result<StreamProof, SourceError> {
     let name = &stream.detail.name;
-    let found = compare::take_back(connection, name, snapshot.fingerprint_seed(), u64::MAX, true).await?;
+    let mut tries = 1..TRIES;
+    let found = loop {
+        match compare::take_back(connection, name, snapshot.fingerprint_seed(), u64::MAX, true).await {
+            // The server itself says that it could not send all of it: of a consumer that went meanwhile, for one.
+            Err(SourceError::Nats(NatsError::Archive { error: error @ ArchiveError::Reported { .. }, .. }))
+                if tries.next().is_some() =>
+            {
+                tracing::debug!("{error}; trying again");
+                tokio::time::sleep(LOOK).await;
+            }
+            found => break found?,
+        }
+    };
     let verdict = compare::stream(connection, snapshot, stream, archived, &found.counted, false).await?;
     let mut proof = StreamProof {
         stream: name.clone(),
