@@ -135,7 +135,9 @@ fn it_backs_up_proves_and_tells_and_a_restart_changes_nothing() {
     schedule(&mut workspace, NIGHTLY, "restore");
     let mut serving = Serving::start(&mut workspace, &[]);
     // It is alive, whatever the repository is.
-    serving.until("/readyz", "the first look", |body| body.contains("was not read yet") && body.contains("no such"));
+    serving.until("/readyz", "the first look", |body| {
+        body.contains("was not read yet") && body.contains("does not exist")
+    });
     assert_eq!(page(serving.address, "/readyz").unwrap().0, 503);
     assert_eq!(page(serving.address, "/healthz").unwrap(), (200, "ticking\n".to_owned()));
     assert_eq!(value(&serving.page("/metrics"), "altlas_backup_repository_readable"), Some(0.0));

@@ -248,6 +248,11 @@ impl NatsError {
         )
     }
 
+    /// Is it that the server was removing the folder of its streams, as it does with the last one's, while it made this one's?
+    pub(super) fn is_of_a_folder_that_goes(&self) -> bool {
+        matches!(self, Self::Refused { text, .. } if text.contains("no such file or directory"))
+    }
+
     /// Will another try end in the same way?
     pub(super) fn is_permanent(&self) -> bool {
         match self {

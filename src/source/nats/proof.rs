@@ -133,7 +133,10 @@ async fn fill(
     let began = Instant::now();
     loop {
         match load(connection, snapshot, stream, &unlimited(&stream.detail.config), || {}).await {
-            Err(SourceError::Nats(error)) if error.is_of_what_is_there() && began.elapsed() < MAY_APPEAR => {
+            Err(SourceError::Nats(error))
+                if (error.is_of_what_is_there() || error.is_of_a_folder_that_goes())
+                    && began.elapsed() < MAY_APPEAR =>
+            {
                 tracing::debug!("{error}; trying again");
                 tokio::time::sleep(LOOK).await;
                 throwaway::clear(server, connection).await?;
@@ -180,9 +183,9 @@ async fn look(
     let found = loop {
         match compare::take_back(connection, name, snapshot.fingerprint_seed(), u64::MAX, true).await {
             // The server itself says that it could not send all of it: of a consumer that went meanwhile, for one.
-            Err(SourceError::Nats(NatsError::Archive { error: error @ ArchiveError::Reported { .. }, .. }))
-                if tries.next().is_some() =>
-            {
+            Err(SourceError::Nats(
+                error @ (NatsError::Archive { error: ArchiveError::Reported { .. }, .. } | NatsError::Ended { .. }),
+            )) if tries.next().is_some() => {
                 tracing::debug!("{error}; trying again");
                 tokio::time::sleep(LOOK).await;
             }

@@ -303,6 +303,8 @@ pub(super) async fn release(server: &Server) -> Result<(), SourceError> {
         if !found.marked {
             return Ok(());
         }
+        // It was proved just now, by us: what was written since are its own deletions of keys whose time is over.
+        let found = Found { untouched: true, ..found };
         // A link to us that has just ended is up a little longer.
         let ended = found.master.as_ref().is_some_and(|(_, up)| *up) && began.elapsed() < ENDS;
         match decide(&found, &[]) {

@@ -122,7 +122,10 @@ fn a_server_that_was_not_claimed() {
 #[test]
 fn what_a_proof_left() {
     let source = Redis::start_with(RedisVersion::V70, NO_FILES);
-    source.fill("altlas", 100, 44);
+    // Without any that expires: a master deletes those, and nobody could tell that from a server that is in use.
+    for n in 0..100 {
+        source.command(&["SET", &format!("key:{n}"), "value"]);
+    }
     let workspace = Workspace::folder().redis(&source);
     workspace.run(&["init"]).ok();
     workspace.run(&["backup"]).ok();
@@ -132,6 +135,13 @@ fn what_a_proof_left() {
     assert!(scratch.keys() > 0, "a proof leaves what it was made with");
     given.claim(&[]).unwrap();
     assert_eq!(scratch.keys(), 0);
+    // One that somebody has taken into use since.
+    given.proved(&workspace);
+    scratch.command(&["FLUSHALL"]);
+    scratch.command(&["SET", "precious", "value"]);
+    left_alone(&scratch, &[], "holds keys (db0:keys=1");
+    assert_eq!(scratch.command(&["GET", "precious"]), "value");
+    scratch.command(&["FLUSHALL"]);
     scratch.command(&["REPLICAOF", "127.0.0.1", "1"]);
     given.claim(&[]).unwrap();
     assert_eq!(scratch.info("role"), "master");
