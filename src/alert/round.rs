@@ -150,10 +150,15 @@ impl Round<'_> {
         left.undelivered += self.tell_unwritten(unwritten, memory).await;
         if self.remind {
             // What is over meanwhile must not be told to be firing.
-            if began.elapsed() >= STALE {
-                journal = self.repository.alerts().await?;
+            let fresh = match began.elapsed() >= STALE {
+                true => self.repository.alerts().await.map(|read| journal = read),
+                false => Ok(()),
+            };
+            match fresh {
+                Ok(()) => self.remind(&journal, &now, conditions, &mut left).await,
+                // All was told that is to be told once.
+                Err(error) => tracing::warn!("nobody was told again what is firing still: {error}"),
             }
-            self.remind(&journal, &now, conditions, &mut left).await;
         }
         let waiting = journal.undelivered(&self.config.alerts.receiver_names());
         left.undelivered += waiting.iter().filter(|one| !one.is_on_its_way(self.now)).count();

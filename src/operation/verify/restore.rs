@@ -142,6 +142,7 @@ async fn given(
     if matches!(&proved, Ok(Err(SourceError::Refused { .. }))) {
         return proved;
     }
+    let proved = proved.map(|proved| proved.or_else(|error| of_a_given_server(&source.kind, error)));
     // What cannot be emptied now is found by the next one.
     match tokio::time::timeout(context.config.scratch.timeout, server.release()).await {
         Ok(Ok(())) => {}
@@ -213,6 +214,16 @@ async fn claim_and_prove(
         Ok(proved) => proved.map(Outcome::Proof),
         Err(late) => Ok(late),
     })
+}
+
+/// What a given server is not fit for, with the next step where its settings are, and not the source's.
+fn of_a_given_server(kind: &str, error: SourceError) -> Result<Outcome, SourceError> {
+    let Cause::Place(reason) = error.cause() else { return Err(error) };
+    let hint = error.hint().map(|hint| {
+        let hint = hint.replace("the source's", "the throwaway server's");
+        format!("{hint} (`scratch.{kind}_url`, `scratch.{kind}_password_file`)")
+    });
+    Ok(Outcome::Place(reason, format!("the throwaway server: {error}"), hint))
 }
 
 /// Turns what happened into a verdict. Not into one: what the store says, a refusal, a signal.

@@ -382,7 +382,7 @@ pub(super) fn differences(was: &str, is: &str) -> Vec<Differing> {
     found
 }
 
-/// The captured definitions that are others now, if those are all that differs.
+/// The captured definitions that are others now, if those are all that differs. One that is only on one side is no other print of it.
 fn other_definitions(was: &[Vec<&str>], is: &[Vec<&str>]) -> Option<Vec<String>> {
     if was.len() != is.len() {
         return None;
@@ -392,7 +392,11 @@ fn other_definitions(was: &[Vec<&str>], is: &[Vec<&str>]) -> Option<Vec<String>>
         if was.len() != is.len() || was.first() != is.first() {
             return None;
         }
-        others.extend(was.iter().zip(is).filter(|(was, is)| was != is).map(|(was, _)| unescaped(was)));
+        let differ: Vec<_> = was.iter().zip(is).filter(|(was, is)| was != is).collect();
+        if differ.iter().any(|(was, is)| was.is_empty() || is.is_empty()) {
+            return None;
+        }
+        others.extend(differ.into_iter().map(|(was, _)| unescaped(was)));
     }
     Some(others)
 }
@@ -439,6 +443,12 @@ mod tests {
         let is = "constraint\tc\tc f\tCHECK (c)\nindex\ti\tf\tCREATE INDEX j\n";
         let definitions: Vec<_> = differences(was, is).into_iter().map(|one| one.definitions).collect();
         assert_eq!(definitions, [Some(vec!["CHECK (a\tb)".to_owned()]), None]);
+        // A condition that is gone, and one that came.
+        for (was, is) in
+            [("policy\tp\tr\t(a)\t\n", "policy\tp\tr\t\t\n"), ("policy\tp\tr\t\t\n", "policy\tp\tr\t\t(a)\n")]
+        {
+            assert_eq!(differences(was, is).into_iter().map(|one| one.definitions).collect::<Vec<_>>(), [None]);
+        }
         assert_eq!(escaped("a\tb\nc\\"), "a\\tb\\nc\\\\");
     }
 }

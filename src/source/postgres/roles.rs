@@ -58,10 +58,16 @@ pub(super) fn plan(globals: &str, existing: &BTreeSet<String>) -> RolePlan {
 /// it says of tablespaces, which a throwaway server never gets, nor that `bootstrap` is to be created, nor that it may not log in, since
 /// it is the role that we are; with `keep`, nothing that changes it.
 pub(super) fn whole(globals: &str, bootstrap: &str, keep: bool) -> Vec<String> {
+    let statements = sql::statements(globals);
+    let made = |role: &str| statements.iter().any(|one| one.begins(&["create", "role"]) && one.name(2) == Some(role));
     let wanted = |statement: &Statement<'_>| {
         let role = changed_role(statement);
         let creates = statement.begins(&["create", "role"]) && role == Some(bootstrap);
-        let kept = keep && role == Some(bootstrap);
+        // Its memberships in the server's own roles too: those would stay when all that is made here is gone.
+        let is_membership = statement.begins(&["grant"]) && statement.name_after("on").is_none();
+        let joins =
+            is_membership && statement.name_after("to") == Some(bootstrap) && !statement.name(1).is_some_and(made);
+        let kept = keep && (role == Some(bootstrap) || joins);
         !creates && !kept && !is_setting(statement) && !is_on_tablespace(statement)
     };
     let text = |statement: &Statement<'_>| match statement.begins(&["alter", "role"])
@@ -70,7 +76,7 @@ pub(super) fn whole(globals: &str, bootstrap: &str, keep: bool) -> Vec<String> {
         true => statement.text.replacen(" NOLOGIN ", " LOGIN ", 1),
         false => statement.text.to_owned(),
     };
-    sql::statements(globals).iter().filter(|statement| wanted(statement)).map(text).collect()
+    statements.iter().filter(|statement| wanted(statement)).map(text).collect()
 }
 
 /// The roles that these statements make.
@@ -162,5 +168,6 @@ mod tests {
         }
         let kept = whole(GLOBALS, "postgres", true).join("\n");
         assert!(!kept.contains("ALTER ROLE postgres") && kept.contains("GRANT app TO postgres"), "{kept}");
+        assert!(!kept.contains("pg_monitor"), "{kept}");
     }
 }
