@@ -17,8 +17,8 @@
 //! finished, the others hold no more than theirs, so what it asks for is free. It follows for the token's holder, who then completes a part,
 //! and for each after it. Whoever holds a slot must not wait for another; whoever waits for one holds nothing.
 //!
-//! The pool of the smallest budget is [`MIN_BUDGET`] − (MOST − BASE) = 2 BASE: a writer with the largest window, [`MOST_WINDOW`], gets all of it
-//! and is open alone.
+//! The pool of the smallest budget is [`MIN_BUDGET`] − (MOST − BASE) = BASE + [`MOST_WINDOW`]: a writer with the largest window gets all of it and
+//! is open alone.
 
 use std::sync::Arc;
 
@@ -40,10 +40,10 @@ const STEP: u64 = 4 * 1024 * 1024;
 /// Steps in which slots for writers are counted.
 const SLOT: u64 = 4 * 1024 * 1024;
 
-/// The smallest budget that works, in bytes: one part of the largest size beside one more writer.
-pub const MIN_BUDGET: u64 = MOST + BASE;
-/// The largest window of a writer, in bytes: what the smallest budget leaves beside a part of the largest size.
-pub const MOST_WINDOW: u64 = MIN_BUDGET - MOST;
+/// The largest window of a writer, in bytes.
+pub const MOST_WINDOW: u64 = 20 * 1024 * 1024;
+/// The smallest budget that works, in bytes: one part of the largest size, and the largest window, which has room for one more writer.
+pub const MIN_BUDGET: u64 = MOST + MOST_WINDOW;
 
 /// The budget of one run. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ impl Budget {
     /// holds one must not wait for another.
     pub(super) async fn writer(&self, window: u64) -> Result<Slot, AcquireError> {
         let window = window.min(MOST_WINDOW);
-        // At most 8: BASE and the largest window.
+        // At most 9: BASE and the largest window.
         let slots = u32::try_from((BASE + window).div_ceil(SLOT)).unwrap_or(u32::MAX);
         let permit = self.slots.clone().acquire_many_owned(slots).await?;
         let window = match window {
@@ -151,7 +151,7 @@ mod tests {
 
     const MIB: u64 = 1024 * 1024;
     /// At every size: a step that takes more than the part needs would leave the last of them waiting.
-    const SIZES: [u64; 15] = [1, 83, 96, 98, 99, 112, 114, 115, 128, 130, 131, 146, 147, 160, 250];
+    const SIZES: [u64; 17] = [1, 86, 87, 90, 96, 98, 99, 112, 114, 115, 128, 130, 131, 146, 147, 160, 250];
 
     #[tokio::test]
     async fn all_writers_can_grow_to_the_largest_part_without_a_deadlock() {

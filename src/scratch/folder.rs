@@ -1,12 +1,12 @@
 //! Folders of throwaway servers. Whoever uses one holds a lock on a file in it: a folder whose lock is free was left by a process that was
-//! killed, and goes, with the servers that still run in it.
+//! killed, and goes, with the servers that still run in it. So one that is just being made may go too: its maker sees that and makes another.
 
 use std::{
     fs::{self, File},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant},
 };
 
 use rustix::{
@@ -21,8 +21,10 @@ pub(super) const PREFIX: &str = "altlas-backup-scratch-";
 const LOCK: &str = "lock";
 /// Which processes were started for it: a line each, process id and start time.
 const PROCESSES: &str = "processes";
-/// A folder without a lock is one that is just being made, unless it is older than this.
-const BEING_MADE: Duration = Duration::from_secs(60);
+/// How long a process that lost its parent, as one of `initdb`'s does, may go on writing to a folder that is being removed.
+const STILL_WRITES: Duration = Duration::from_secs(5);
+/// So often a folder is made anew before that is an error.
+const MAKES: u32 = 5;
 /// Kept free beside what a server needs.
 const SPARE: u64 = 64 * 1024 * 1024;
 
@@ -43,13 +45,30 @@ impl Folder {
             return Err(ScratchError::NoRoom { folder: base.to_owned(), needed: needed.saturating_add(SPARE), free });
         }
         let base = base.canonicalize().map_err(failed)?;
-        let path = base.join(format!("{PREFIX}{:016x}", rand::random::<u64>()));
-        fs::DirBuilder::new().mode(0o711).create(&path).map_err(failed)?;
+        let mut tries = 1..MAKES;
+        loop {
+            let path = base.join(format!("{PREFIX}{:016x}", rand::random::<u64>()));
+            fs::DirBuilder::new().mode(0o711).create(&path).map_err(failed)?;
+            match Self::take(&path) {
+                Ok(lock) => return Ok(Self { path, _lock: lock }),
+                // Somebody who looks for leftovers took it, or has removed it already.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock)
+                        && tries.next().is_some() => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
+    /// Makes a new folder one that is used: its lock, held.
+    fn take(path: &Path) -> io::Result<File> {
         // What the process's mask took away.
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(failed)?;
-        let lock = File::options().write(true).create_new(true).open(path.join(LOCK)).map_err(failed)?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
-        Ok(Self { path, _lock: lock })
+        fs::set_permissions(path, fs::Permissions::from_mode(0o711))?;
+        let lock = File::options().write(true).create_new(true).open(path.join(LOCK))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
+        // Held by nobody for a moment, it may have been removed in that.
+        fs::metadata(path.join(LOCK))?;
+        Ok(lock)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -66,7 +85,7 @@ impl Folder {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.path) {
+        if let Err(error) = remove(&self.path) {
             tracing::warn!("{} could not be removed: {error}", self.path.display());
         }
     }
@@ -88,13 +107,17 @@ pub(super) async fn remove_leftovers(base: &Path) {
             Err(error) => return tracing::debug!("cannot look for leftovers in {}: {error}", base.display()),
         };
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(PREFIX)
-                && let Err(error) = remove_leftover(&entry.path())
-            {
-                tracing::warn!(
+            if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                continue;
+            }
+            match remove_leftover(&entry.path()) {
+                Ok(()) => {}
+                // Another one has removed it, or its user.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => tracing::warn!(
                     "{}, left by a verification that was killed, cannot be removed: {error}",
                     entry.path().display()
-                );
+                ),
             }
         }
     });
@@ -113,18 +136,32 @@ fn remove_leftover(path: &Path) -> io::Result<()> {
                 return Ok(());
             }
             end_processes(path);
-            fs::remove_dir_all(path)?;
+            remove(path)?;
         }
-        Err(_) => {
-            let age = SystemTime::now().duration_since(found.modified()?).unwrap_or_default();
-            if age < BEING_MADE {
-                return Ok(());
-            }
-            fs::remove_dir_all(path)?;
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match fs::remove_dir(path) {
+            // Its maker goes on.
+            Err(_) if path.join(LOCK).exists() => return Ok(()),
+            // The lock comes first into a folder: somebody was killed while he removed this one.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => remove(path)?,
+            removed => removed?,
+        },
+        Err(error) => return Err(error),
     }
     tracing::info!("removed {}, which a verification that was killed had left", path.display());
     Ok(())
+}
+
+/// Removes a folder, in which a process that is about to end may still make files.
+fn remove(path: &Path) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        match fs::remove_dir_all(path) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty && began.elapsed() < STILL_WRITES => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            removed => return removed,
+        }
+    }
 }
 
 /// Ends the processes that the folder names, if they still are those.
@@ -181,6 +218,71 @@ mod tests {
         let path = used.path().to_owned();
         drop(used);
         assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn one_without_a_lock_goes_at_once() {
+        let base = tempfile::tempdir().unwrap();
+        let [made, removed] = ["0", "1"].map(|name| base.path().join(format!("{PREFIX}{name}")));
+        // Whoever made it, or removed it, was killed.
+        fs::create_dir(&made).unwrap();
+        fs::create_dir_all(removed.join("data")).unwrap();
+        remove_leftovers(base.path()).await;
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
+    }
+
+    /// Makers and those who look for leftovers at once: no folder goes that somebody holds.
+    #[tokio::test]
+    async fn one_that_is_being_made_is_made_or_made_anew() {
+        let base = tempfile::tempdir().unwrap();
+        let end = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let removes = || {
+                while !end.load(std::sync::atomic::Ordering::SeqCst) {
+                    for entry in fs::read_dir(base.path()).unwrap().flatten() {
+                        let _ = remove_leftover(&entry.path());
+                    }
+                }
+            };
+            let removing = [scope.spawn(removes), scope.spawn(removes)];
+            for _ in 0..300 {
+                // With two who remove all the time, more than a real one is unlucky.
+                if let Ok(folder) = Folder::make(base.path(), 0) {
+                    fs::write(folder.path().join("data"), "held").unwrap();
+                    std::thread::yield_now();
+                    assert_eq!(fs::read_to_string(folder.path().join("data")).unwrap(), "held");
+                }
+            }
+            end.store(true, std::sync::atomic::Ordering::SeqCst);
+            for thread in removing {
+                thread.join().unwrap();
+            }
+        });
+        remove_leftovers(base.path()).await;
+        assert_eq!(fs::read_dir(base.path()).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_goes_though_a_process_without_parent_still_writes_to_it() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = Folder::make(base.path(), 0).unwrap();
+        let path = folder.path().to_owned();
+        let writes = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let began = Instant::now();
+                for number in 0.. {
+                    let written = fs::write(path.join(number.to_string()), "");
+                    if written.is_err() || began.elapsed() > Duration::from_secs(1) {
+                        return;
+                    }
+                }
+            }
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        drop(folder);
+        assert!(!path.exists());
+        writes.join().unwrap();
     }
 
     #[test]

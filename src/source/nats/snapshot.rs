@@ -1,7 +1,7 @@
 //! The exchange that takes a snapshot of one stream: chunks with acknowledgements (research B1).
 //!
-//! The server sends chunks as long as fewer than 8 MiB of them are unacknowledged, and gives a snapshot up when none was acknowledged
-//! for five seconds (two, in some versions). So a chunk is acknowledged when it goes on to the decoder, and while nothing goes on, one
+//! The server sends chunks as long as fewer than 8 MiB of them are unacknowledged (versions before 2.12.5 let nearly 16 MiB go where many
+//! are acknowledged at once), and gives a snapshot up when none was acknowledged for five seconds (two, in those versions). So a chunk is acknowledged when it goes on to the decoder, and while nothing goes on, one
 //! a second is (two small ones where the server waits for two seconds only): that keeps the snapshot alive while a store stalls, and lets as
 //! much in. [`window`] has room for both. Servers before 2.10.12 wait for no one: they send a chunk every 10 ms, so theirs are small.
 
@@ -22,6 +22,11 @@ use crate::pipeline::MOST_WINDOW;
 /// What a server may send unacknowledged: 8 MiB in all versions, unless it is asked for another number, which those before 2.12.5 do
 /// not know and some refuse.
 const UNACKNOWLEDGED: u64 = 8 * 1024 * 1024;
+/// Those before 2.12.5 keep to it only where few are acknowledged at a time: 15.84 MiB were seen of 2.10.26 and 2.11.11. They do not go on,
+/// and end the snapshot, until it is below [`UNACKNOWLEDGED`] again.
+const UNACKNOWLEDGED_IN_BURSTS: u64 = 2 * UNACKNOWLEDGED;
+/// What comes in a minute for the acknowledgements that keep a stalled snapshot alive.
+const TRICKLES: u64 = 4 * 1024 * 1024;
 /// Of a server that waits for five seconds: bytes of a chunk, of which larger ones are not faster; and the time in which one
 /// acknowledgement keeps a stalled snapshot alive.
 const PATIENT: (u64, Duration) = (64 * 1024, Duration::from_secs(1));
@@ -43,11 +48,11 @@ fn pace(version: Version) -> (u64, Duration) {
 
 /// Memory for chunks that a server may send at any time, in bytes.
 pub(super) fn window(version: Version) -> u64 {
-    match version.waits_for_acknowledgements() {
-        // For a minute of trickling.
-        true => UNACKNOWLEDGED + 4 * 1024 * 1024,
-        // For twenty seconds of a hundred chunks; more than the smallest budget cannot be had.
-        false => MOST_WINDOW,
+    match (version.waits_for_acknowledgements(), version.waits_for_five_seconds()) {
+        (true, true) => UNACKNOWLEDGED + TRICKLES,
+        (true, false) => UNACKNOWLEDGED_IN_BURSTS + TRICKLES,
+        // For fifty seconds of a hundred chunks each; more cannot be had of the smallest budget.
+        (false, _) => MOST_WINDOW,
     }
 }
 
@@ -64,7 +69,7 @@ pub(super) struct Snapshot {
 
 struct Chunk {
     bytes: Bytes,
-    /// Where to acknowledge it; none once that was done.
+    /// Where to acknowledge it; none once that was done, and of the last one of a snapshot.
     reply: Option<Subject>,
 }
 
@@ -89,11 +94,11 @@ impl Snapshot {
     pub(super) async fn pass(self, connection: &Connection, to: mpsc::Sender<Bytes>) -> Result<(), NatsError> {
         let (room, (_, trickle)) = (window(connection.version), pace(connection.version));
         let what = format!("taking a snapshot of stream `{}`", self.stream);
-        let mut passing = Passing { queue: VecDeque::new(), waiting: 0, connection, what };
+        let mut passing = Passing { queue: VecDeque::new(), waiting: 0, unacknowledged: 0, connection, what };
         let (mut chunks, stream, server) = (self.chunks, self.stream, connection.server.clone());
         let (mut heard, mut acknowledged, mut ended) = (Instant::now(), Instant::now(), false);
         while !(ended && passing.queue.is_empty()) {
-            let stalled = passing.first_unacknowledged().is_some();
+            let stalled = passing.unacknowledged > 0;
             tokio::select! {
                 biased;
                 room = to.reserve(), if !passing.queue.is_empty() => {
@@ -135,38 +140,51 @@ struct Passing<'a> {
     queue: VecDeque<Chunk>,
     /// Their bytes.
     waiting: u64,
+    /// The bytes of those that are to be acknowledged.
+    unacknowledged: u64,
     connection: &'a Connection,
     what: String,
 }
 
 impl Passing<'_> {
     fn push(&mut self, chunk: Chunk) {
-        self.waiting += chunk.bytes.len() as u64;
+        let bytes = chunk.bytes.len() as u64;
+        self.waiting += bytes;
+        if chunk.reply.is_some() {
+            self.unacknowledged += bytes;
+        }
         self.queue.push_back(chunk);
     }
 
     /// The next chunk, acknowledged.
     async fn take(&mut self) -> Result<Option<Bytes>, NatsError> {
         let Some(chunk) = self.queue.pop_front() else { return Ok(None) };
-        self.waiting -= chunk.bytes.len() as u64;
-        self.acknowledge(chunk.reply).await?;
+        let bytes = chunk.bytes.len() as u64;
+        self.waiting -= bytes;
+        if let Some(reply) = chunk.reply {
+            self.unacknowledged -= bytes;
+            self.acknowledge(reply).await?;
+        }
         Ok(Some(chunk.bytes))
     }
 
-    fn first_unacknowledged(&self) -> Option<usize> {
-        self.queue.iter().position(|chunk| chunk.reply.is_some())
-    }
-
-    /// Acknowledges one that has to wait.
+    /// Acknowledges one that has to wait, and as many more as keep the server from going on.
     async fn trickle(&mut self) -> Result<(), NatsError> {
-        let reply =
-            self.first_unacknowledged().and_then(|at| self.queue.get_mut(at)).and_then(|chunk| chunk.reply.take());
-        self.acknowledge(reply).await
+        let mut at = 0;
+        let mut acknowledged = false;
+        while !acknowledged || self.unacknowledged >= UNACKNOWLEDGED {
+            let Some(chunk) = self.queue.get_mut(at) else { break };
+            at += 1;
+            if let Some(reply) = chunk.reply.take() {
+                self.unacknowledged -= chunk.bytes.len() as u64;
+                acknowledged = true;
+                self.acknowledge(reply).await?;
+            }
+        }
+        Ok(())
     }
 
-    async fn acknowledge(&self, reply: Option<Subject>) -> Result<(), NatsError> {
-        // The last chunk of a snapshot asks for none.
-        let Some(reply) = reply else { return Ok(()) };
+    async fn acknowledge(&self, reply: Subject) -> Result<(), NatsError> {
         let lost = |_| NatsError::Lost { server: self.connection.server.clone(), what: self.what.clone() };
         self.connection.client.publish(reply, Bytes::new()).await.map_err(lost)
     }

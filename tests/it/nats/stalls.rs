@@ -20,7 +20,7 @@ use crate::{
         binary::Output,
         mode::Mode,
         nats::{Nats, NatsVersion},
-        proxy::{Action, HttpProxy, Seen, TcpProxy},
+        proxy::{Action, HttpProxy, Seen, Step, TcpProxy, Way},
         s3::{BlockingS3, S3Kind},
         workspace::Workspace,
     },
@@ -178,6 +178,28 @@ fn stalled(version: NatsVersion) {
     assert_bounded(&output, &about);
     stalling.source.digest(&[]).assert_same(&target.digest(&[]));
     drop(stalling.s3);
+}
+
+/// Acknowledgements that arrive many at once: these versions then let nearly twice as much go as they do otherwise.
+#[test]
+fn acknowledgements_in_bursts() {
+    std::thread::scope(|scope| {
+        for version in [NatsVersion::V210, NatsVersion::V211] {
+            scope.spawn(move || {
+                let stalling = Stalling::start(version);
+                stalling.before.on_bytes(|way, _, bytes| match way {
+                    Way::Up => vec![Step::Wait(Duration::from_millis(400)), Step::Send(bytes)],
+                    Way::Down => vec![Step::Send(bytes)],
+                });
+                let output = stalling.workspace.run(&["--json", "backup"]).deadline(SOON * 3).output();
+                println!("{}: {}", version.number(), output.stderr);
+                assert_bounded(&output, version.number());
+                assert!(!output.stderr.contains("trying again"), "{}", output.text());
+                let report = output.assert_code(0).json();
+                assert_eq!(report["sources"][0]["rows"], MESSAGES, "{report}");
+            });
+        }
+    });
 }
 
 /// A store that does not come back: the server is rid of us, and we say why.
