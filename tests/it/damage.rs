@@ -225,19 +225,23 @@ fn verify_notices(bench: &Bench, kind: Kind, mut random: StdRng) -> usize {
     let files: Vec<(&String, Vec<u8>)> =
         keys.iter().map(|key| (key, fs::read(workspace.repository_folder().join(key)).unwrap())).collect();
 
-    let mut damages: Vec<(&String, Damage)> = Vec::new();
-    for _ in 0..flips() {
+    // The backup may be named in two ways.
+    let names = [&bench.newest[..], "latest"];
+    let mut damages: Vec<(&String, Damage, &str)> = Vec::new();
+    for flip in 0..flips() {
         let (key, bytes) = files.choose(&mut random).unwrap();
-        damages.push((key, Damage::random_flip(&mut random, kind.is_json(bench.mode), bytes)));
+        damages.push((key, Damage::random_flip(&mut random, kind.is_json(bench.mode), bytes), names[flip % 2]));
     }
     for (key, bytes) in &files {
-        damages.extend(Damage::others(&mut random, bytes).into_iter().map(|damage| (*key, damage)));
+        for damage in Damage::others(&mut random, bytes) {
+            // The newest head is known to be there only while it is.
+            let lost = kind == Kind::Head && matches!(damage, Damage::Delete);
+            let names = if lost { &names[..1] } else { &names };
+            damages.extend(names.iter().map(|name| (*key, damage.clone(), *name)));
+        }
     }
-    for (number, (key, damage)) in damages.iter().enumerate() {
+    for (key, damage, selector) in &damages {
         let _damaged = Damaged::new(&workspace, key, damage);
-        // The newest head is known to be there only while it is.
-        let lost = kind == Kind::Head && matches!(damage, Damage::Delete);
-        let selector = if lost || number % 2 == 0 { &bench.newest } else { "latest" };
         let context = || format!("{key} {damage:?}, verify {selector}");
         let verified = library.verify(selector);
         assert_eq!(exit_code(&verified), VERDICT_FAILED, "{}: {verified:?}", context());

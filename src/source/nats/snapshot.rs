@@ -51,7 +51,7 @@ pub(super) fn window(version: Version) -> u64 {
     match (version.waits_for_acknowledgements(), version.waits_for_five_seconds()) {
         (true, true) => UNACKNOWLEDGED + TRICKLES,
         (true, false) => UNACKNOWLEDGED_IN_BURSTS + TRICKLES,
-        // For fifty seconds of a hundred chunks each; more cannot be had of the smallest budget.
+        // The first 8 MiB come at once, and a hundred chunks a second for half a minute; more cannot be had of the smallest budget.
         (false, _) => MOST_WINDOW,
     }
 }
@@ -94,41 +94,51 @@ impl Snapshot {
     pub(super) async fn pass(self, connection: &Connection, to: mpsc::Sender<Bytes>) -> Result<(), NatsError> {
         let (room, (_, trickle)) = (window(connection.version), pace(connection.version));
         let what = format!("taking a snapshot of stream `{}`", self.stream);
-        let mut passing = Passing { queue: VecDeque::new(), waiting: 0, unacknowledged: 0, connection, what };
+        let acknowledge = async |reply: Subject| {
+            let lost = |_| NatsError::Lost { server: connection.server.clone(), what: what.clone() };
+            connection.client.publish(reply, Bytes::new()).await.map_err(lost)
+        };
+        let mut waiting = Waiting::default();
         let (mut chunks, stream, server) = (self.chunks, self.stream, connection.server.clone());
-        let (mut heard, mut acknowledged, mut ended) = (Instant::now(), Instant::now(), false);
-        while !(ended && passing.queue.is_empty()) {
-            let stalled = passing.unacknowledged > 0;
+        let (mut heard, mut kept_alive, mut ended) = (Instant::now(), Instant::now(), false);
+        while !(ended && waiting.chunks.is_empty()) {
+            let stalled = waiting.unacknowledged > 0;
             tokio::select! {
                 biased;
-                room = to.reserve(), if !passing.queue.is_empty() => {
+                room = to.reserve(), if !waiting.chunks.is_empty() => {
                     let Ok(room) = room else { return Ok(()) };
-                    if let Some(bytes) = passing.take().await? {
-                        acknowledged = Instant::now();
-                        room.send(bytes);
+                    let Some(chunk) = waiting.take() else { continue };
+                    if let Some(reply) = chunk.reply {
+                        acknowledge(reply).await?;
+                        if waiting.lets_it_go_on() {
+                            kept_alive = Instant::now();
+                        }
                     }
+                    room.send(chunk.bytes);
                 }
                 chunk = chunks.next(), if !ended => {
                     heard = Instant::now();
-                    let Some(chunk) = chunk else { return Err(connection.trouble(&passing.what).await) };
+                    let Some(chunk) = chunk else { return Err(connection.trouble(&what).await) };
                     if chunk.payload.is_empty() {
                         ended = true;
                         end(chunk.status, chunk.description, &server, &stream)?;
                         continue;
                     }
-                    passing.push(Chunk { bytes: chunk.payload, reply: chunk.reply });
-                    if passing.waiting > room {
-                        return Err(NatsError::TooSlow { server, stream, waiting: passing.waiting });
+                    waiting.push(Chunk { bytes: chunk.payload, reply: chunk.reply });
+                    if waiting.bytes > room {
+                        return Err(NatsError::TooSlow { server, stream, waiting: waiting.bytes });
                     }
                 }
-                () = tokio::time::sleep_until(acknowledged + trickle), if stalled => {
-                    passing.trickle().await?;
-                    acknowledged = Instant::now();
+                () = tokio::time::sleep_until(kept_alive + trickle), if stalled => {
+                    for reply in waiting.keep_alive() {
+                        acknowledge(reply).await?;
+                    }
+                    kept_alive = Instant::now();
                 }
                 () = tokio::time::sleep_until(heard + QUIET), if !ended => {
                     return Err(NatsError::Quiet { server, stream, waited: QUIET });
                 }
-                trouble = connection.trouble(&passing.what), if !ended => return Err(trouble),
+                trouble = connection.trouble(&what), if !ended => return Err(trouble),
             }
         }
         Ok(())
@@ -136,57 +146,54 @@ impl Snapshot {
 }
 
 /// Chunks on their way.
-struct Passing<'a> {
-    queue: VecDeque<Chunk>,
-    /// Their bytes.
-    waiting: u64,
-    /// The bytes of those that are to be acknowledged.
+#[derive(Default)]
+struct Waiting {
+    chunks: VecDeque<Chunk>,
+    /// Of all of them.
+    bytes: u64,
+    /// Of those that are to be acknowledged.
     unacknowledged: u64,
-    connection: &'a Connection,
-    what: String,
 }
 
-impl Passing<'_> {
+impl Waiting {
     fn push(&mut self, chunk: Chunk) {
         let bytes = chunk.bytes.len() as u64;
-        self.waiting += bytes;
+        self.bytes += bytes;
         if chunk.reply.is_some() {
             self.unacknowledged += bytes;
         }
-        self.queue.push_back(chunk);
+        self.chunks.push_back(chunk);
     }
 
-    /// The next chunk, acknowledged.
-    async fn take(&mut self) -> Result<Option<Bytes>, NatsError> {
-        let Some(chunk) = self.queue.pop_front() else { return Ok(None) };
+    /// The next chunk, to be acknowledged if it was not yet.
+    fn take(&mut self) -> Option<Chunk> {
+        let chunk = self.chunks.pop_front()?;
         let bytes = chunk.bytes.len() as u64;
-        self.waiting -= bytes;
-        if let Some(reply) = chunk.reply {
+        self.bytes -= bytes;
+        if chunk.reply.is_some() {
             self.unacknowledged -= bytes;
-            self.acknowledge(reply).await?;
         }
-        Ok(Some(chunk.bytes))
+        Some(chunk)
     }
 
-    /// Acknowledges one that has to wait, and as many more as keep the server from going on.
-    async fn trickle(&mut self) -> Result<(), NatsError> {
-        let mut at = 0;
-        let mut acknowledged = false;
-        while !acknowledged || self.unacknowledged >= UNACKNOWLEDGED {
-            let Some(chunk) = self.queue.get_mut(at) else { break };
-            at += 1;
+    /// Does the server go on after an acknowledgement? Not while there is more to acknowledge than it lets go at once.
+    fn lets_it_go_on(&self) -> bool {
+        self.unacknowledged < UNACKNOWLEDGED
+    }
+
+    /// What to acknowledge of that which has to wait: one chunk, or as many as keep the server from going on.
+    fn keep_alive(&mut self) -> Vec<Subject> {
+        let mut replies = Vec::new();
+        for chunk in &mut self.chunks {
+            if !replies.is_empty() && self.unacknowledged < UNACKNOWLEDGED {
+                break;
+            }
             if let Some(reply) = chunk.reply.take() {
                 self.unacknowledged -= chunk.bytes.len() as u64;
-                acknowledged = true;
-                self.acknowledge(reply).await?;
+                replies.push(reply);
             }
         }
-        Ok(())
-    }
-
-    async fn acknowledge(&self, reply: Subject) -> Result<(), NatsError> {
-        let lost = |_| NatsError::Lost { server: self.connection.server.clone(), what: self.what.clone() };
-        self.connection.client.publish(reply, Bytes::new()).await.map_err(lost)
+        replies
     }
 }
 
@@ -198,5 +205,47 @@ fn end(status: Option<StatusCode>, text: Option<String>, server: &str, stream: &
             let text = text.map_or_else(|| code.to_string(), |text| format!("{text} ({code})"));
             Err(NatsError::Ended { server: server.to_owned(), stream: stream.to_owned(), text })
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u64 = IMPATIENT.0;
+
+    fn waiting(bytes: u64) -> Waiting {
+        let mut waiting = Waiting::default();
+        for n in 0..bytes / CHUNK {
+            waiting.push(Chunk { bytes: vec![0; CHUNK as usize].into(), reply: Some(n.to_string().into()) });
+        }
+        // The last one asks for nothing.
+        waiting.push(Chunk { bytes: Bytes::from_static(b"end"), reply: None });
+        waiting
+    }
+
+    #[test]
+    fn what_waits_is_acknowledged_until_the_server_goes_on() {
+        let mut after_a_burst = waiting(UNACKNOWLEDGED_IN_BURSTS);
+        assert!(!after_a_burst.lets_it_go_on());
+        assert_eq!(after_a_burst.keep_alive().len() as u64, UNACKNOWLEDGED / CHUNK + 1);
+        assert!(after_a_burst.lets_it_go_on());
+        assert_eq!(after_a_burst.keep_alive().len(), 1, "and then one by one");
+        assert_eq!(after_a_burst.bytes, UNACKNOWLEDGED_IN_BURSTS + 3, "all of it still waits");
+        // What was acknowledged is not again.
+        let first = after_a_burst.take().unwrap();
+        assert!(first.reply.is_none());
+    }
+
+    #[test]
+    fn everything_is_acknowledged_once() {
+        let mut some = waiting(4 * CHUNK);
+        let mut replies: Vec<String> = some.keep_alive().iter().map(ToString::to_string).collect();
+        while let Some(chunk) = some.take() {
+            replies.extend(chunk.reply.map(|reply| reply.to_string()));
+        }
+        assert_eq!(replies, ["0", "1", "2", "3"]);
+        assert_eq!((some.bytes, some.unacknowledged, some.keep_alive().len()), (0, 0, 0));
     }
 }

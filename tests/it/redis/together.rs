@@ -129,11 +129,11 @@ fn more_servers_than_there_is_room_for() {
         let proxy = before(&cache);
         let (dumping, released) = (Arc::clone(&dumping), Arc::clone(&released));
         proxy.on_bytes(in_dump(move |offset, bytes| {
-            if offset == 0 {
-                dumping.fetch_add(1, Ordering::SeqCst);
-                wait_for("the order to go on", SOON, || released.load(Ordering::SeqCst).then_some(()));
+            if offset > 0 {
+                return vec![Step::Send(bytes)];
             }
-            vec![Step::Send(bytes)]
+            dumping.fetch_add(1, Ordering::SeqCst);
+            vec![Step::Until(released.clone()), Step::Send(bytes)]
         }));
         let url = format!("redis://127.0.0.1:{}", proxy.port());
         workspace = workspace.redis_as(&format!("cache-{n}"), &url, &cache.password_file());

@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -56,12 +56,14 @@ pub enum Way {
 }
 
 /// What becomes of bytes on their way, one after the other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Step {
     /// Send these, as a packet of their own.
     Send(Vec<u8>),
     /// Wait.
     Wait(Duration),
+    /// Wait until this is set, for a minute at most.
+    Until(Arc<AtomicBool>),
     /// Close the connection on both sides.
     Cut,
 }
@@ -253,6 +255,12 @@ fn copy(
                     count.fetch_add(bytes.len() as u64, Ordering::SeqCst);
                 }
                 Step::Wait(time) => std::thread::sleep(time),
+                Step::Until(set) => {
+                    let began = Instant::now();
+                    while !set.load(Ordering::SeqCst) && began.elapsed() < Duration::from_secs(60) {
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                }
                 Step::Cut => {
                     let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
                     return;
