@@ -44,6 +44,7 @@ fn restores_a_table(workspace: Workspace, identity: &Path) {
     let source = Postgres::start(Major::V15);
     // More bytes than a part may have: there are several.
     source.create_altlas("altlas", 80_000, 3);
+    source.psql("altlas", "SELECT lo_from_bytea(4711, decode(repeat('00ff5c0a', 50000), 'hex')), lo_create(4712)");
     let workspace = workspace.postgres(&source, &["altlas"]);
     workspace.run(&["init"]).ok();
     workspace.run(&["backup"]).ok();
@@ -67,6 +68,8 @@ fn restores_a_table(workspace: Workspace, identity: &Path) {
         .unwrap();
     let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{script}\n{told}");
+    let objects = "SELECT oid, md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY oid";
+    assert_eq!(source.psql("altlas", objects), target.psql("altlas", objects), "{told}");
     let (was, is) = (source.digests("altlas"), target.digests("altlas"));
     assert_eq!(was["public.last_files"], is["public.last_files"], "{told}");
     assert!(was["public.last_files"].0 == 80_000);

@@ -19,6 +19,7 @@ mod fixture;
 mod given;
 mod harness;
 mod kill;
+mod large_objects;
 mod memory;
 mod nats;
 mod overwrite;

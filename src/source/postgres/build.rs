@@ -2,17 +2,20 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    pin::Pin,
     sync::{Mutex, PoisonError},
 };
 
+use bytes::Bytes;
 use futures::{SinkExt, StreamExt, TryStreamExt, future::try_join_all};
+use tokio_postgres::CopyInSink;
 
 use super::{
     capture::{DatabaseDetail, SnapshotDetail, TableDetail},
     catalog::{self, RelationKind, SequencePosition},
     connect::{Server, Session},
     error::{PostgresError, query},
-    sql,
+    large_objects, sql,
     swap::Swap,
     tools::Tools,
 };
@@ -58,6 +61,8 @@ pub(super) struct Build {
     /// Where the database goes that has the name now.
     pub(super) keep_as: Option<String>,
     pub(super) tables: Vec<TableBuild>,
+    /// The bytes of large objects, where there are any.
+    large_objects: Option<(Artifact, Fingerprint)>,
     pub(super) rows: u64,
     pub(super) raw: u64,
     /// Leave out where things are, and put them where the database is.
@@ -75,22 +80,32 @@ impl Build {
         detail: DatabaseDetail,
         to: String,
         temporary: String,
-    ) -> Result<Self, PostgresError> {
+    ) -> Result<Self, SourceError> {
         let bad = |what: String| PostgresError::Detail { detail: what };
         let whole: SnapshotDetail =
             serde_json::from_value(snapshot.detail().clone()).map_err(|error| bad(error.to_string()))?;
-        let mut tables = Vec::new();
+        let (mut tables, mut large_objects) = (Vec::new(), None);
         for artifact in snapshot.artifacts() {
             let Some(fingerprint) = artifact.fingerprint else { continue };
+            if artifact.path == detail.large_objects_rows() {
+                large_objects = Some((artifact.clone(), fingerprint));
+            }
+            if whole.databases.iter().any(|database| artifact.path == database.large_objects_rows()) {
+                continue;
+            }
             let table: TableDetail = serde_json::from_value(artifact.detail.clone())
                 .map_err(|error| bad(format!("{}: {error}", artifact.path)))?;
             if table.database == detail.name {
                 tables.push(TableBuild { artifact: artifact.clone(), detail: table, fingerprint });
             }
         }
+        if large_objects.is_none() && detail.large_objects > 0 {
+            snapshot.artifact(&detail.large_objects_rows())?;
+        }
         tables.sort_by_key(|table| std::cmp::Reverse(table.artifact.raw));
         let rows = tables.iter().map(|table| table.fingerprint.rows).sum();
-        let raw = tables.iter().map(|table| table.artifact.raw).sum();
+        let raw = tables.iter().map(|table| table.artifact.raw).sum::<u64>()
+            + large_objects.as_ref().map_or(0, |(artifact, _)| artifact.raw);
         Ok(Self {
             detail,
             major: whole.major,
@@ -98,6 +113,7 @@ impl Build {
             temporary,
             keep_as: None,
             tables,
+            large_objects,
             rows,
             raw,
             without_tablespaces: false,
@@ -152,6 +168,12 @@ pub(super) async fn fill(
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
     progress.set_phase(format!("rows of {}", build.to));
     each_table(server, snapshot, build, Step::Load).await?;
+    if let Some((rows, _)) = &build.large_objects {
+        progress.set_phase(format!("large objects of {}", build.to));
+        run_sql(server, snapshot, psql, build, &build.detail.large_objects_sql()).await?;
+        let session = server.connect(&build.temporary).await?;
+        large_objects::load(&session, snapshot, rows).await?;
+    }
     progress.set_phase(format!("indexes and constraints of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await?;
     run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await
@@ -165,6 +187,9 @@ pub(super) async fn define(
     build: &Build,
 ) -> Result<(), SourceError> {
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
+    if build.large_objects.is_some() {
+        run_sql(server, snapshot, psql, build, &build.detail.large_objects_sql()).await?;
+    }
     run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await
 }
 
@@ -227,7 +252,8 @@ async fn run_sql(
         .env("PGOPTIONS", "-c client_min_messages=warning -c client_connection_check_interval=10000 -c statement_timeout=0 -c default_transaction_read_only=off -c synchronous_commit=off")
         .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"])
         .feed(&format!("{path} of database `{}`", build.to))?;
-    if build.without_tablespaces && !build.detail.tablespaces.is_empty() {
+    let names_tablespaces = !build.detail.tablespaces.is_empty() && path != build.detail.large_objects_sql();
+    if build.without_tablespaces && names_tablespaces {
         // Few databases have any, and their definitions are short beside their rows.
         let text = snapshot.text(artifact, MOST_TEXT).await?;
         running.write(sql::without_tablespaces(&text).as_bytes()).await?;
@@ -271,7 +297,8 @@ async fn each_table(
             match step {
                 Step::Load => load(&session, snapshot, table).await?,
                 Step::Compare => {
-                    let is = fingerprint(&session, snapshot.fingerprint_seed(), &build.detail.encoding, table).await?;
+                    let copy = table.detail.copy_out(&build.detail.encoding);
+                    let is = fingerprint(&session, snapshot.fingerprint_seed(), &copy, table.shown()).await?;
                     done.push(Pair { name: table.shown(), was: table.fingerprint, is });
                 }
             }
@@ -295,12 +322,7 @@ async fn load(session: &Session, snapshot: &SnapshotReader, table: &TableBuild) 
     let mut parts = std::pin::pin!(snapshot.open(&table.artifact));
     while let Some(part) = parts.next().await {
         let part = part?;
-        let mut rest: bytes::Bytes = (*part).clone();
-        while !rest.is_empty() {
-            let slice = rest.split_to(rest.len().min(COPY_SLICE));
-            Progress::add(&snapshot.progress().raw, slice.len() as u64);
-            sink.send(slice).await.map_err(failed())?;
-        }
+        send(sink.as_mut(), &part, snapshot.progress()).await.map_err(failed())?;
     }
     let rows = sink.finish().await.map_err(failed())?;
     Progress::add(&snapshot.progress().rows, rows);
@@ -311,16 +333,25 @@ async fn load(session: &Session, snapshot: &SnapshotReader, table: &TableBuild) 
     Ok(())
 }
 
-/// The fingerprint of a table as it is now, read as it was when it was captured.
-async fn fingerprint(
-    session: &Session,
-    seed: u64,
-    encoding: &str,
-    table: &TableBuild,
-) -> Result<Fingerprint, PostgresError> {
-    let shown = table.shown();
+/// Gives a COPY a part of its rows.
+pub(super) async fn send(
+    mut sink: Pin<&mut CopyInSink<Bytes>>,
+    part: &Bytes,
+    progress: &Progress,
+) -> Result<(), tokio_postgres::Error> {
+    let mut rest = part.clone();
+    while !rest.is_empty() {
+        let slice = rest.split_to(rest.len().min(COPY_SLICE));
+        Progress::add(&progress.raw, slice.len() as u64);
+        sink.send(slice).await?;
+    }
+    Ok(())
+}
+
+/// The fingerprint of what is there now, read by the statement that it was captured with.
+async fn fingerprint(session: &Session, seed: u64, copy: &str, shown: String) -> Result<Fingerprint, PostgresError> {
     let failed = || query(format!("reading back {shown}"));
-    let rows = session.copy_out(&table.detail.copy_out(encoding)).await.map_err(failed())?;
+    let rows = session.copy_out(copy).await.map_err(failed())?;
     let mut rows = std::pin::pin!(rows);
     let mut hasher = RowHasher::new(seed);
     while let Some(chunk) = rows.try_next().await.map_err(failed())? {
@@ -335,7 +366,15 @@ async fn compare_tables(
     build: &Build,
     target_major: u32,
 ) -> Result<Comparison, SourceError> {
-    let compared = each_table(server, snapshot, build, Step::Compare).await?;
+    let mut compared = each_table(server, snapshot, build, Step::Compare).await?;
+    if let Some((_, was)) = build.large_objects {
+        let session = server.connect_for_rows(&build.temporary, &build.detail.row_settings).await?;
+        // An object is open only within a transaction.
+        session.batch_execute("BEGIN READ ONLY").await.map_err(query("beginning to read large objects"))?;
+        let (seed, name) = (snapshot.fingerprint_seed(), report::count(build.detail.large_objects, "large object"));
+        let is = fingerprint(&session, seed, &large_objects::copy_out(), name.clone()).await?;
+        compared.push(Pair { name, was, is });
+    }
     let mut comparison = Comparison::default();
     for Pair { name, was, is } in compared {
         let verdict = if was == is {

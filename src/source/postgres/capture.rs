@@ -16,7 +16,7 @@ use super::{
     catalog::{self, Extension, Properties, Relation, RelationKind, Version},
     connect::{self, Server, Session},
     error::{PostgresError, query},
-    inventory, sql, throwaway,
+    inventory, large_objects, sql, throwaway,
     tools::Tools,
 };
 use crate::{
@@ -31,6 +31,8 @@ const LOCK_BATCH: usize = 200;
 /// The longest DDL of database properties, in bytes.
 const MOST_PROPERTIES: u64 = 16 * 1024 * 1024;
 pub(super) const GLOBALS: &str = "globals.sql";
+/// `--no-blobs` up to PostgreSQL 15, `--no-large-objects` from 16 on.
+pub(super) const LEAVE_OUT_LARGE_OBJECTS: &str = "-B";
 
 /// What the manifest notes of the whole snapshot.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -66,6 +68,9 @@ pub(super) struct DatabaseDetail {
     pub(super) tables: u64,
     /// All objects of the user's; 0 for a database that was never used.
     pub(super) objects: u64,
+    /// How many large objects.
+    #[serde(default)]
+    pub(super) large_objects: u64,
     pub(super) extensions: Vec<Extension>,
     pub(super) tablespaces: Vec<String>,
     /// Settings that the rows were read under, as statements: the same are needed to load them.
@@ -84,6 +89,12 @@ impl DatabaseDetail {
     }
     pub(super) fn inventory_txt(&self) -> String {
         format!("{}/inventory.txt", self.folder)
+    }
+    pub(super) fn large_objects_sql(&self) -> String {
+        format!("{}/large-objects.sql", self.folder)
+    }
+    pub(super) fn large_objects_rows(&self) -> String {
+        format!("{}/large-objects", self.folder)
     }
     pub(super) fn sequences_sql(&self) -> String {
         format!("{}/sequences.sql", self.folder)
@@ -229,6 +240,7 @@ async fn try_hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter
         .iter()
         .filter(|relation| !relation.readable && relation.kind != RelationKind::MaterializedView)
         .map(Relation::shown)
+        .chain(large_objects::unreadable(&holder).await?)
         .collect();
     if !unreadable.is_empty() {
         return Err(PostgresError::Unreadable {
@@ -251,6 +263,7 @@ async fn try_hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter
     let tables = lockable.len() as u64;
     catalog::measure(&holder, &mut relations).await?;
     let Properties { encoding, extensions, tablespaces, objects } = catalog::properties(&holder).await?;
+    let large_objects = large_objects::count(&holder).await?;
     let detail = DatabaseDetail {
         name: name.to_owned(),
         folder: format!("databases/{}", catalog::shown_name(name)),
@@ -261,6 +274,7 @@ async fn try_hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter
         lsn,
         tables,
         objects,
+        large_objects,
         extensions,
         tablespaces,
     };
@@ -331,6 +345,10 @@ impl PostgresCapture {
         for held in &self.databases {
             into.progress().set_phase(format!("rows of {}", held.detail.name));
             self.rows(held, into).await?;
+            if held.detail.large_objects > 0 {
+                into.progress().set_phase(format!("large objects of {}", held.detail.name));
+                self.large_objects(held, into).await?;
+            }
             // Not before the end: sequences may be ahead of the snapshot, never behind.
             sequences(held, into).await?;
             // An error that the server had for the holder all along must not go unnoticed.
@@ -344,7 +362,7 @@ impl PostgresCapture {
             with_passwords: self.reads_passwords,
             databases: self.databases.iter().map(|held| held.detail.clone()).collect(),
         };
-        let empty = detail.databases.iter().all(|database| database.tables == 0);
+        let empty = detail.databases.iter().all(|database| database.tables == 0 && database.large_objects == 0);
         let detail =
             serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
         Ok(Captured {
@@ -382,7 +400,9 @@ impl PostgresCapture {
             let snapshot = format!("--snapshot={}", detail.snapshot);
             let timeout = format!("--lock-wait-timeout={}", self.server.config.lock_timeout.as_millis());
             let program = self.tools.command("pg_dump", &self.server, &detail.name)?;
-            Ok::<_, PostgresError>(program.args(["--no-password", &snapshot, &timeout]).args(restrict.clone()))
+            Ok::<_, PostgresError>(
+                program.args(["--no-password", LEAVE_OUT_LARGE_OBJECTS, &snapshot, &timeout]).args(restrict.clone()),
+            )
         };
         for (section, path) in [("pre-data", detail.pre_data_sql()), ("post-data", detail.post_data_sql())] {
             let mut writer = into.artifact(path, Format::Sql).await?;
@@ -409,6 +429,11 @@ impl PostgresCapture {
         let mut writer = into.artifact(detail.inventory_txt(), Format::Text).await?;
         writer.write(inventory::take(&held.holder).await?.as_bytes()).await?;
         writer.finish(serde_json::Value::Null).await?;
+        if detail.large_objects > 0 {
+            let mut writer = into.artifact(detail.large_objects_sql(), Format::Sql).await?;
+            large_objects::statements(&held.holder, &mut writer).await?;
+            writer.finish(serde_json::Value::Null).await?;
+        }
         Ok(())
     }
 
@@ -422,12 +447,7 @@ impl PostgresCapture {
         let worker = async || {
             let Some(mut table) = next() else { return Ok(Vec::new()) };
             let mut left = Vec::new();
-            let session = self.server.connect_for_rows(&held.detail.name, &held.detail.row_settings).await?;
-            let import = format!(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-                sql::literal(&held.detail.snapshot)
-            );
-            session.batch_execute(&import).await.map_err(query("importing the snapshot"))?;
+            let session = self.worker(held).await?;
             loop {
                 // Someone who waits for an exclusive lock waits for the holder, and whoever asks after him waits for him:
                 // for ever. The holder has its lock already and reads such a table itself.
@@ -464,6 +484,40 @@ impl PostgresCapture {
             copy_out(&held.holder, &held.detail, table, into).await?;
         }
         Ok(())
+    }
+}
+
+impl PostgresCapture {
+    /// The bytes of large objects, in the snapshot. Nobody can lock them, and nobody need: nothing but the rows of catalogs is read.
+    async fn large_objects(&self, held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), SourceError> {
+        let detail = &held.detail;
+        let session = self.worker(held).await?;
+        let failed = || query(format!("reading the large objects of database `{}`", detail.name));
+        let mut writer = into.artifact(detail.large_objects_rows(), Format::CopyText).await?;
+        let rows = session.copy_out(&large_objects::copy_out()).await.map_err(failed())?;
+        let (mut rows, mut pieces, mut expected) = (std::pin::pin!(rows), large_objects::Pieces::default(), true);
+        // The server sends each row as a message of its own.
+        while let Some(row) = rows.try_next().await.map_err(failed())? {
+            expected &= pieces.take(&row);
+            writer.write(&row).await?;
+        }
+        let (_, fingerprint) = writer.finish(json!({"database": detail.name})).await?;
+        if fingerprint.is_none() || !expected || !pieces.are_whole(detail.large_objects) {
+            return Err(PostgresError::TornObjects { database: detail.name.clone() }.into());
+        }
+        session.batch_execute("COMMIT").await.map_err(query("ending a worker's transaction"))?;
+        Ok(())
+    }
+
+    /// One more connection to a database, in its snapshot.
+    async fn worker(&self, held: &HeldDatabase) -> Result<Session, PostgresError> {
+        let session = self.server.connect_for_rows(&held.detail.name, &held.detail.row_settings).await?;
+        let import = format!(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
+            sql::literal(&held.detail.snapshot)
+        );
+        session.batch_execute(&import).await.map_err(query("importing the snapshot"))?;
+        Ok(session)
     }
 }
 

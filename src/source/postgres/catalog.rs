@@ -280,15 +280,6 @@ pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, P
     Ok(row.map(|row| shown(row.get(0), row.get(1))))
 }
 
-/// How many large objects there are.
-pub(super) async fn large_objects(session: &Session) -> Result<u64, PostgresError> {
-    let row = session
-        .query_one("SELECT count(*) FROM pg_catalog.pg_largeobject_metadata", &[])
-        .await
-        .map_err(query(format!("looking for large objects in database `{}`", session.database)))?;
-    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
-}
-
 /// The extensions that the server could create.
 pub(super) async fn available_extensions(session: &Session) -> Result<HashSet<String>, PostgresError> {
     let rows = session
@@ -301,10 +292,6 @@ pub(super) async fn available_extensions(session: &Session) -> Result<HashSet<St
 /// What the database holds that this version does not capture, in words.
 pub(super) async fn not_supported(session: &Session, relations: &[Relation]) -> Result<Option<String>, PostgresError> {
     let failed = || query(format!("looking for extensions in database `{}`", session.database));
-    let large_objects = large_objects(session).await?;
-    if large_objects > 0 {
-        return Ok(Some(crate::report::count(large_objects, "large object")));
-    }
     let row = session
         .query_opt(
             "SELECT extname::text FROM pg_catalog.pg_extension \
@@ -335,7 +322,7 @@ pub(super) struct Properties {
     pub(super) extensions: Vec<Extension>,
     /// Tablespaces other than the default ones that it uses.
     pub(super) tablespaces: Vec<String>,
-    /// Relations, functions and types of the user's, and extensions beside `plpgsql`.
+    /// Relations, functions, types and large objects of the user's, and extensions beside `plpgsql`.
     pub(super) objects: u64,
 }
 
@@ -351,6 +338,7 @@ pub(super) async fn properties(session: &Session) -> Result<Properties, Postgres
                  + (SELECT count(*) FROM pg_catalog.pg_type t WHERE t.oid >= 16384) \
                  + (SELECT count(*) FROM pg_catalog.pg_extension WHERE extname <> 'plpgsql') \
                  + (SELECT count(*) FROM pg_catalog.pg_namespace WHERE oid >= 16384 AND nspname !~ '^pg_') \
+                 + (SELECT count(*) FROM pg_catalog.pg_largeobject_metadata) \
                  FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()"
             ),
             &[],

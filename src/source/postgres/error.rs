@@ -1,6 +1,6 @@
 //! What can go wrong with PostgreSQL, by meaning.
 
-use super::words::words;
+use super::{large_objects, words::words};
 use crate::{pipeline::Reason, report, source::Cause};
 
 /// A SQLSTATE: five digits and capital letters.
@@ -119,7 +119,7 @@ pub enum PostgresError {
         state: Option<[u8; 5]>,
     },
     /// The role may not read everything.
-    #[error("role `{role}` cannot read {} of database `{database}`: {}", report::count(*total as u64, "relation"), report::list(names, 5))]
+    #[error("role `{role}` cannot read {} of database `{database}`: {}", report::count(*total as u64, "object"), report::list(names, 5))]
     Unreadable {
         /// The role.
         role: String,
@@ -161,6 +161,12 @@ pub enum PostgresError {
     TornRows {
         /// The table.
         table: String,
+    },
+    /// Pieces of large objects were not those that were to come.
+    #[error("the large objects of database `{database}` did not come whole, each from its beginning to its end")]
+    TornObjects {
+        /// The database.
+        database: String,
     },
     /// What was restored is not what was captured.
     #[error("{} not what was captured: {}", if *total == 1 { "a restored object is".to_owned() } else { format!("{total} restored objects are") }, report::list(differences, 5))]
@@ -304,11 +310,14 @@ impl PostgresError {
             Self::Version { .. } => "use a version of altlas-backup that supports this server".into(),
             Self::NoProgram { major, .. } => format!("install the PostgreSQL {major} client programs (Debian: postgresql-client-{major}), or set `tools_dir`"),
             Self::WrongProgram { wanted, .. } => format!("point `tools_dir` at the programs of PostgreSQL {wanted}"),
+            Self::Unreadable { role, names, .. } if names.iter().all(|name| name.starts_with(large_objects::SHOWN)) => format!(
+                "GRANT SELECT ON LARGE OBJECT … TO \"{role}\" for each, make it a member of their owners, or a superuser; pg_read_all_data does not cover them"
+            ),
             Self::Unreadable { role, .. } => format!("GRANT pg_read_all_data TO \"{role}\"; tables with row security need BYPASSRLS too"),
             Self::NotSupported { database, .. } => format!("name the other databases in `databases`, and back `{database}` up by other means"),
             Self::Changed { .. } => "run the backup when nothing truncates or rewrites tables".into(),
             Self::Empty { .. } => "check that this is the right server; `allow_empty = true` lets a server without tables pass".into(),
-            Self::TornRows { .. } => "check the connection to the server and its log".into(),
+            Self::TornRows { .. } | Self::TornObjects { .. } => "check the connection to the server and its log".into(),
             Self::Differs { .. } => "the backup's rows were all there when they were read: look at the target's log, its collations and its version".into(),
             Self::NameTooLong { .. } | Self::NameTwice { .. } => "give each database a name of its own: --database FROM=TO".into(),
             Self::NotInSnapshot { .. } => "`altlas-backup show BACKUP` lists them".into(),

@@ -89,6 +89,10 @@ const PLAIN: &[&str] = &[
         " AND ",
         own!("pg_class", "c.oid")
     ),
+    "SELECT 'security label', pg_catalog.format('by %I of large object %s', l.provider, l.objoid), l.label FROM pg_catalog.pg_seclabel l \
+         WHERE l.classoid = 'pg_catalog.pg_largeobject'::pg_catalog.regclass",
+    "SELECT 'large object', m.oid::text, pg_catalog.pg_get_userbyid(m.lomowner)::text FROM pg_catalog.pg_largeobject_metadata m",
+    grants!("large object", "m.oid::text", "m.lomacl", "L", "m.lomowner", "FROM pg_catalog.pg_largeobject_metadata m"),
     "SELECT 'extension', pg_catalog.quote_ident(e.extname), n.nspname::text FROM pg_catalog.pg_extension e JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace",
     concat!(
         "SELECT 'event trigger', pg_catalog.quote_ident(v.evtname), pg_catalog.concat_ws(' ', v.evtevent, v.evtenabled, v.evttags, v.evtfoid::pg_catalog.regprocedure) \
@@ -188,7 +192,7 @@ const PLAIN: &[&str] = &[
      CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END, \
      a.privilege_type, CASE WHEN a.is_grantable THEN '*' END) FROM pg_catalog.aclexplode(d.defaclacl) a) x (g)) FROM pg_catalog.pg_default_acl d",
     "SELECT 'comment', pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid), d.description FROM pg_catalog.pg_description d \
-         WHERE d.objoid >= 16384 AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype IN ('e', 'i')) \
+         WHERE (d.objoid >= 16384 OR d.classoid = 'pg_catalog.pg_largeobject'::pg_catalog.regclass) AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.classid = d.classoid AND e.objid = d.objoid AND e.deptype IN ('e', 'i')) \
          AND pg_catalog.pg_describe_object(d.classoid, d.objoid, d.objsubid) IS NOT NULL",
 ];
 

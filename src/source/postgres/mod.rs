@@ -9,6 +9,7 @@ mod catalog;
 mod connect;
 mod error;
 mod inventory;
+mod large_objects;
 mod proof;
 mod restore;
 mod roles;
@@ -84,7 +85,7 @@ impl Source for PostgresSource {
         for name in closed {
             add(Level::Warning, format!("database `{name}` accepts no connections and is not backed up"));
         }
-        let mut tables = 0;
+        let mut holds = 0;
         for name in &names {
             let session = server.connect(name).await?;
             let mut relations = catalog::relations(&session).await?;
@@ -95,6 +96,7 @@ impl Source for PostgresSource {
                 .iter()
                 .filter(|relation| !relation.readable && relation.kind != RelationKind::MaterializedView)
                 .map(catalog::Relation::shown)
+                .chain(large_objects::unreadable(&session).await?)
                 .collect();
             if !unreadable.is_empty() {
                 let total = unreadable.len();
@@ -105,17 +107,19 @@ impl Source for PostgresSource {
             session.batch_execute(&timeout).await.map_err(error::query("setting the lock timeout"))?;
             catalog::measure(&session, &mut relations).await?;
             let of_kind = |kind| relations.iter().filter(|relation| relation.kind == kind).count() as u64;
-            tables += of_kind(RelationKind::Table);
+            let large_objects = large_objects::count(&session).await?;
+            holds += of_kind(RelationKind::Table) + large_objects;
             let size = relations.iter().map(|relation| relation.size).sum();
             let text = format!(
-                "database `{name}`: {}, {}, {} on disk",
+                "database `{name}`: {}, {}, {}, {} on disk",
                 report::count(of_kind(RelationKind::Table), "table"),
                 report::count(of_kind(RelationKind::Sequence), "sequence"),
+                report::count(large_objects, "large object"),
                 report::bytes(size)
             );
             add(Level::Ok, text);
         }
-        match tables {
+        match holds {
             0 => Err(PostgresError::Empty { server: server.name(), databases: names }.into()),
             _ => Ok(()),
         }

@@ -16,11 +16,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     build::{self, Build},
-    capture::{GLOBALS, SnapshotDetail, restrict_argument_for},
+    capture::{GLOBALS, LEAVE_OUT_LARGE_OBJECTS, SnapshotDetail, restrict_argument_for},
     catalog::{self, RelationKind},
     connect::{Server, Session},
     error::PostgresError,
-    inventory, roles, sql,
+    inventory, large_objects, roles, sql,
     sql::Statement,
     throwaway,
     tools::Tools,
@@ -64,7 +64,7 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
 
     let mut proof = Proof { server: format!("PostgreSQL {}", version.text), ..Proof::default() };
     let began = tokio::time::Instant::now();
-    let globals = read(snapshot, GLOBALS).await?.0;
+    let globals = read(snapshot, GLOBALS).await?;
     // A given server's own first superuser, which is who we are there, stays as it is.
     let keep = !server.config.is_own;
     let statements = roles::whole(&globals, &detail.bootstrap, keep);
@@ -171,21 +171,27 @@ async fn its_roles_can_be_made(
     }
 }
 
-/// A whole artifact as text, with the digest of its bytes. Names may be in a database's own encoding: what is not UTF-8 is replaced, on both
-/// sides alike.
-async fn read(snapshot: &SnapshotReader, path: &str) -> Result<(String, String), PipelineError> {
-    let artifact = snapshot.artifact(path)?;
-    let (mut bytes, mut digest) = (Vec::new(), TextDigest::new(snapshot.fingerprint_seed()));
-    let mut parts = std::pin::pin!(snapshot.open(artifact));
+/// A whole artifact as text. Names may be in a database's own encoding: what is not UTF-8 is replaced, on both sides alike.
+async fn read(snapshot: &SnapshotReader, path: &str) -> Result<String, PipelineError> {
+    let mut bytes = Vec::new();
+    let mut parts = std::pin::pin!(snapshot.open(snapshot.artifact(path)?));
     while let Some(part) = parts.next().await {
-        let part = part?;
-        digest.update(&part);
-        bytes.extend_from_slice(&part);
+        bytes.extend_from_slice(&part?);
         if bytes.len() as u64 > MOST_TEXT {
             return Err(crate::repository::Trust::damaged(path, "is too long to be read at once").into());
         }
     }
-    Ok((String::from_utf8_lossy(&bytes).into_owned(), digest.finish()))
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The digest of an artifact's bytes.
+async fn digest(snapshot: &SnapshotReader, path: &str) -> Result<String, PipelineError> {
+    let mut digest = TextDigest::new(snapshot.fingerprint_seed());
+    let mut parts = std::pin::pin!(snapshot.open(snapshot.artifact(path)?));
+    while let Some(part) = parts.next().await {
+        digest.update(&part?);
+    }
+    Ok(digest.finish())
 }
 
 /// Compares every text with the digest that it was captured under. Are all of them what was captured, and known to be? Positions of sequences
@@ -196,7 +202,7 @@ async fn texts(snapshot: &SnapshotReader, builds: &[Build], proof: &mut Proof) -
     let texts = snapshot.artifacts().iter().filter(|artifact| matches!(artifact.format, Format::Sql | Format::Text));
     for artifact in texts.filter(|artifact| !positions.contains(&artifact.path)) {
         match &artifact.digest {
-            Some(was) if read(snapshot, &artifact.path).await?.1 == *was => {}
+            Some(was) if digest(snapshot, &artifact.path).await? == *was => {}
             Some(_) => {
                 authentic = false;
                 let what = "is not the text that was captured".to_owned();
@@ -217,6 +223,9 @@ fn unused(snapshot: &SnapshotReader, builds: &[Build]) -> Vec<Difference> {
         used.extend([database.pre_data_sql(), database.post_data_sql(), database.properties_sql()]);
         used.extend([database.sequences_sql(), database.inventory_txt()]);
         used.extend(build.tables.iter().map(|table| table.path().to_owned()));
+        if database.large_objects > 0 {
+            used.extend([database.large_objects_sql(), database.large_objects_rows()]);
+        }
     }
     let unused = snapshot.artifacts().iter().filter(|artifact| !used.contains(&artifact.path));
     let what = "is in the snapshot, and of no database and no table that it tells of";
@@ -278,9 +287,9 @@ impl Place<'_> {
         };
         self.snapshot.progress().set_phase(format!("comparing definitions of {}", build.to));
         let was = Told {
-            inventory: read(self.snapshot, &database.inventory_txt()).await?.0,
-            pre_data: read(self.snapshot, &database.pre_data_sql()).await?.0,
-            post_data: read(self.snapshot, &database.post_data_sql()).await?.0,
+            inventory: read(self.snapshot, &database.inventory_txt()).await?,
+            pre_data: read(self.snapshot, &database.pre_data_sql()).await?,
+            post_data: read(self.snapshot, &database.post_data_sql()).await?,
         };
         let is = self.told(&build.temporary).await?;
         let objects = inventory::differences(&was.inventory, &is.inventory);
@@ -303,9 +312,9 @@ impl Place<'_> {
             _ => objects.into_iter().map(|one| one.difference).chain(statements.iter().flat_map(told)).collect(),
         };
         let session = self.server.connect(&build.temporary).await?;
-        let large_objects = catalog::large_objects(&session).await?;
-        if large_objects > 0 {
-            let what = "are there and were not captured".to_owned();
+        let large_objects = large_objects::count(&session).await?;
+        if large_objects != database.large_objects {
+            let what = format!("captured {}", database.large_objects);
             differences.push(Difference { object: crate::report::count(large_objects, "large object"), what });
         }
         differences.extend(self.properties(build).await?);
@@ -330,7 +339,8 @@ impl Place<'_> {
 
     async fn dump(&self, database: &str, arguments: Vec<String>, what: &str) -> Result<String, SourceError> {
         let restrict = restrict_argument_for(self.tools, self.snapshot.restrict_key()).await?;
-        let program = self.tools.command("pg_dump", self.server, database)?.args(["--no-password"]).args(restrict);
+        let program = self.tools.command("pg_dump", self.server, database)?;
+        let program = program.args(["--no-password", LEAVE_OUT_LARGE_OBJECTS]).args(restrict);
         let printed = program.args(arguments).output(what, MOST_TEXT).await?;
         Ok(String::from_utf8_lossy(&printed).into_owned())
     }
@@ -359,7 +369,7 @@ impl Place<'_> {
             let own = own.iter().filter(|statement| statement.is_on_database(name));
             counted(own.map(|statement| ("properties".to_owned(), without_tablespace(&statement.on_database("it")))))
         };
-        let was = read(self.snapshot, &database.properties_sql()).await?.0;
+        let was = read(self.snapshot, &database.properties_sql()).await?;
         Ok(properties(&was, &database.name).differences(&properties(&printed, &build.temporary), "properties"))
     }
 }

@@ -14,6 +14,7 @@ use super::{
     catalog,
     connect::{Server, Session},
     error::{PostgresError, query},
+    large_objects,
     roles::{self, RolePlan},
     sql,
     swap::{self, Backend, Swap},
@@ -90,6 +91,11 @@ pub(super) async fn plan(
         );
     }
     let role = catalog::role(&session).await?;
+    let has_large_objects = chosen.iter().any(|(database, _)| database.large_objects > 0);
+    if has_large_objects && !role.superuser {
+        let what = format!("role `{}` is no superuser, and the snapshot holds large objects", role.name);
+        refuse(what, "restore as a superuser");
+    }
     if !(role.superuser || role.create_database) {
         refuse(format!("role `{}` may not create databases", role.name), "give it CREATEDB, or restore as a superuser");
     }
@@ -251,10 +257,14 @@ async fn plan_database(
     let mut build = Build::new(snapshot, database.clone(), to.clone(), temporary.clone())?;
     let from = if database.name == to { String::new() } else { format!(" as `{to}`") };
     plan.steps.push(format!(
-        "build database `{}`{from} under the name `{temporary}`: {}, {}, {}",
+        "build database `{}`{from} under the name `{temporary}`: {}, {}, {}{}",
         database.name,
         report::count(build.tables.len() as u64, "table"),
         report::count(build.rows, "row"),
+        match database.large_objects {
+            0 => String::new(),
+            n => format!("{}, ", report::count(n, "large object")),
+        },
         report::bytes(build.raw)
     ));
     plan.steps.push("compare every table's fingerprint and every sequence with what was captured".to_owned());
@@ -262,8 +272,8 @@ async fn plan_database(
         plan.steps.push(format!("rename `{temporary}` to `{to}`"));
         return Ok(build);
     }
-    let tables = match server.connect(&to).await {
-        Ok(session) => Some(catalog::table_count(&session).await?),
+    let held = match server.connect(&to).await {
+        Ok(session) => Some((catalog::table_count(&session).await?, large_objects::count(&session).await?)),
         Err(error) => {
             tracing::debug!("cannot look into `{to}`: {error}");
             None
@@ -271,9 +281,10 @@ async fn plan_database(
     };
     let before = free_name(&to, "before", tail, taken);
     taken.insert(before.clone());
-    if tables != Some(0) && !request.overwrite {
-        let holds = match tables {
-            Some(n) => format!("holds {}", report::count(n, "table")),
+    if held != Some((0, 0)) && !request.overwrite {
+        let holds = match held {
+            Some((0, objects)) => format!("holds {}", report::count(objects, "large object")),
+            Some((tables, _)) => format!("holds {}", report::count(tables, "table")),
             None => "exists and cannot be looked into".to_owned(),
         };
         refuse_into(

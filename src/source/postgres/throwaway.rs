@@ -250,7 +250,7 @@ async fn holds(server: &Server, session: &Session, marked: bool) -> Result<Vec<S
             Err(PostgresError::NoSuchDatabase { .. }) => continue,
             Err(error) => return Err(error),
         };
-        let objects = catalog::properties(&inside).await?.objects + catalog::large_objects(&inside).await?;
+        let objects = catalog::properties(&inside).await?.objects;
         if objects > 0 {
             holds.push(format!("{} in database `{database}`", report::count(objects, "object")));
         }

@@ -33,7 +33,8 @@ fn of_postgres() {
          CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
          CREATE TRIGGER looks BEFORE UPDATE ON told FOR EACH ROW WHEN (NEW.state IN ('new', 'done')) EXECUTE FUNCTION nothing();
          CREATE TABLE parent (a int, b int); CREATE TABLE child (b int, a int); ALTER TABLE child INHERIT parent;
-         INSERT INTO child VALUES (1, 2)",
+         INSERT INTO child VALUES (1, 2);
+         SELECT lo_from_bytea(7, 'large'); GRANT SELECT ON LARGE OBJECT 7 TO PUBLIC; COMMENT ON LARGE OBJECT 7 IS 'seven'",
     );
     let workspace = Workspace::folder().postgres(&server, &["altlas"]);
     workspace.run(&["init"]).ok();
