@@ -485,9 +485,7 @@ impl PostgresCapture {
         }
         Ok(())
     }
-}
 
-impl PostgresCapture {
     /// The bytes of large objects, in the snapshot. Nobody can lock them, and nobody need: nothing but the rows of catalogs is read.
     async fn large_objects(&self, held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), SourceError> {
         let detail = &held.detail;

@@ -237,11 +237,13 @@ async fn each<const N: usize>(
     while let Some(row) = rows.try_next().await.map_err(failed())? {
         let mut columns = std::array::from_fn(|_| String::new());
         for (n, column) in columns.iter_mut().enumerate() {
-            // Nothing but a role can be missing: its owner's, or one that was granted something.
-            *column = row.get::<_, Option<String>>(n).ok_or_else(|| PostgresError::Changed {
-                relation: format!("a role of {SHOWN}{}", row.get::<_, Option<String>>(0).unwrap_or_default()),
+            // Nothing but a role can be missing, and only where one went without its traces: every name is of the snapshot.
+            *column = row.get::<_, Option<String>>(n).ok_or_else(|| PostgresError::NotSupported {
                 database: session.database.clone(),
-                attempts: 1,
+                what: format!(
+                    "{SHOWN}{}, whose owner, or whom it is granted to, is no role any more",
+                    row.get::<_, Option<String>>(0).unwrap_or_default()
+                ),
             })?;
         }
         writer.write(text(columns).as_bytes()).await?;

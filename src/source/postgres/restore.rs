@@ -267,7 +267,8 @@ async fn plan_database(
         },
         report::bytes(build.raw)
     ));
-    plan.steps.push("compare every table's fingerprint and every sequence with what was captured".to_owned());
+    let compared = if database.large_objects > 0 { "table's and large objects'" } else { "table's" };
+    plan.steps.push(format!("compare every {compared} fingerprint and every sequence with what was captured"));
     if !target.databases.contains(&to) {
         plan.steps.push(format!("rename `{temporary}` to `{to}`"));
         return Ok(build);
@@ -409,7 +410,9 @@ impl PostgresRestore {
 
     /// Everything new, under temporary names.
     async fn build(&self, session: &Session) -> Result<Restored, SourceError> {
-        let mut restored = Restored { unit: "table", ..Restored::default() };
+        let has_large_objects = self.builds.iter().any(|build| build.detail().large_objects > 0);
+        let unit = if has_large_objects { "artifact" } else { "table" };
+        let mut restored = Restored { unit, ..Restored::default() };
         roles::apply(session, &self.roles.statements).await?;
         let target_major = catalog::version(&self.server, session).await?.major;
         for build in &self.builds {
