@@ -3,7 +3,7 @@
 # make_folder NAME makes $folder, which is removed at the end, however that comes, with every server that runs in it.
 # $password and $folder/password hold the password of all servers.
 #
-# start NAME starts a PostgreSQL server and puts its port into NAME_port.
+# start NAME starts a PostgreSQL server and puts its port into NAME_port. $postgres_options are more of its options.
 # psql_on PORT DATABASE ARGUMENT... runs psql.
 #
 # start_redis NAME [LINE...] starts a Redis server with these lines of configuration and puts its port into NAME_port.
@@ -98,7 +98,7 @@ start() {
         port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
         # Durability is off: these two live for a minute.
         if (cd / && as_server pg_ctl -D "$data" -l "$folder/$1/log" -w -t 30 -s start -o \
-            "-p $port -k $folder/$1 -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=minimal -c max_wal_senders=0") \
+            "-p $port -k $folder/$1 -c listen_addresses=127.0.0.1 -c fsync=off -c wal_level=minimal -c max_wal_senders=0 ${postgres_options:-}") \
             >/dev/null 2>&1; then
             printf -v "$1_port" %s "$port"
             return

@@ -358,6 +358,10 @@ fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pos
     let tools_dir = section.path("tools_dir");
     let workers = section.integer("workers", 1..=16).unwrap_or(DEFAULT_WORKERS);
     let lock_timeout = section.duration("lock_timeout", Duration::from_secs(1)..=HOUR, "1s to 1h");
+    let copy_format = section.text("copy_format").unwrap_or("binary");
+    if !["binary", "text"].contains(&copy_format) {
+        section.bad("copy_format", "must be one of binary, text", None);
+    }
     Some(PostgresConfig {
         endpoint: url?.endpoint,
         password: password?,
@@ -367,6 +371,7 @@ fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pos
         tools_dir,
         workers,
         lock_timeout: lock_timeout.unwrap_or(DEFAULT_LOCK_TIMEOUT),
+        copy_text: copy_format == "text",
         is_own: false,
     })
 }

@@ -36,6 +36,7 @@ pub(super) const KEYS: &[&str] = &[
     "source.tools_dir",
     "source.workers",
     "source.lock_timeout",
+    "source.copy_format",
     "schedule.name",
     "schedule.cron",
     "schedule.timezone",
@@ -90,7 +91,7 @@ pub(super) const KINDS: &[&str] = &["postgres", "redis", "nats"];
 
 /// Keys that only sources of some kinds have.
 const OF_SOME_KINDS: &[(&[&str], &[&str])] = &[
-    (&["postgres"], &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout"]),
+    (&["postgres"], &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout", "copy_format"]),
     (&["redis"], &["allow_server_dump"]),
     (&["nats"], &["token_file", "streams"]),
     (&["redis", "nats"], &["username"]),

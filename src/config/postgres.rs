@@ -381,6 +381,8 @@ pub struct PostgresConfig {
     pub workers: u32,
     /// How long the locks of a capture may take.
     pub lock_timeout: Duration,
+    /// Rows in COPY's text format even where the binary one would do.
+    pub copy_text: bool,
     /// Was the server started by this program, for one proof? It may then do to its first superuser what it likes.
     pub is_own: bool,
 }
@@ -397,6 +399,7 @@ impl PostgresConfig {
             tools_dir: None,
             workers: super::file::DEFAULT_WORKERS,
             lock_timeout: super::file::DEFAULT_LOCK_TIMEOUT,
+            copy_text: false,
             is_own: false,
         }
     }

@@ -14,17 +14,19 @@ mod codec;
 mod cut;
 mod error;
 mod read;
+mod rows;
 mod write;
 
 pub use self::{
     budget::{Budget, Lease, MIN_BUDGET, MOST_WINDOW},
     clock::Clock,
-    cut::{CUT_POLICY, RowHasher},
+    cut::CUT_POLICY,
     error::PipelineError,
     read::{PartReader, Plain, SnapshotReader},
-    write::{ArtifactWriter, Pipeline, SnapshotWriter, TextDigest, Written},
+    rows::{BINARY_HEAD, BINARY_TAIL, RowHasher, Rows},
+    write::{ArtifactWriter, Pipeline, Range, RangeWriter, SnapshotWriter, TextDigest, Written},
 };
-pub use crate::repository::{Artifact, Cut, Fingerprint, Format, Reason};
+pub use crate::repository::{Artifact, Cut, Fingerprint, Format, PartRef, Reason};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

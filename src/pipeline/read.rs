@@ -155,8 +155,13 @@ impl SnapshotReader {
 
     /// The artifact's parts in order, a few fetched ahead.
     pub fn open(&self, artifact: &Artifact) -> impl Stream<Item = Result<Plain, PipelineError>> + Send + use<> {
+        self.open_parts(artifact.parts.clone())
+    }
+
+    /// Some of an artifact's parts, a few fetched ahead.
+    pub fn open_parts(&self, parts: Vec<PartRef>) -> impl Stream<Item = Result<Plain, PipelineError>> + Send + use<> {
         let reader = self.parts.clone();
-        stream::iter(artifact.parts.clone())
+        stream::iter(parts)
             .map(move |part| {
                 let reader = reader.clone();
                 async move { reader.part(&part).await }

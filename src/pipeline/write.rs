@@ -19,6 +19,7 @@ use super::{
     budget::{BASE, MOST_WINDOW, Slot},
     codec,
     cut::{Cutter, Piece},
+    rows::Rows,
 };
 use crate::{
     repository::{
@@ -291,25 +292,71 @@ impl SnapshotWriter {
         if window > MOST_WINDOW {
             return Err(PipelineError::WindowTooLarge { window, most: MOST_WINDOW });
         }
+        let parts = self.open(format, window).await?;
+        let digest = match format {
+            Format::Sql | Format::Text => Some(Box::new(TextDigest::new(self.fingerprint_seed()))),
+            Format::CopyText | Format::CopyBinary | Format::Rdb | Format::JetStream => None,
+        };
+        Ok(ArtifactWriter { path: path.into(), digest, parts })
+    }
+
+    /// Opens a writer for a range of an artifact's rows, of which several may be written at a time. Waits as
+    /// [`SnapshotWriter::artifact`] does. With `after_border` the range does not begin where the artifact does: the one before it goes on into
+    /// it ([`RangeWriter::until_border`]), and whatever rows that takes are left out here.
+    ///
+    /// # Errors
+    /// What made an earlier part of this snapshot fail.
+    pub async fn range(&self, format: Format, after_border: bool) -> Result<RangeWriter<'_>, PipelineError> {
+        self.failure.check()?;
+        let mut parts = self.open(format, 0).await?;
+        if after_border && let Cutter::Rows(cutter) = &mut parts.cutter {
+            cutter.after_border();
+        }
+        Ok(RangeWriter { parts })
+    }
+
+    async fn open(&self, format: Format, window: u64) -> Result<Parts<'_>, PipelineError> {
         let slot = self.pipeline.budget.writer(window).await?;
-        Ok(ArtifactWriter {
-            snapshot: self,
-            path: path.into(),
-            format,
-            cutter: match format {
-                Format::Sql | Format::Text | Format::CopyText => {
-                    Cutter::rows(self.pipeline.epoch.keys.fingerprint_seed())
-                }
-                Format::Rdb | Format::JetStream => Cutter::slices(self.pipeline.epoch.keys.fingerprint_seed()),
-            },
-            digest: match format {
-                Format::Sql | Format::Text => Some(Box::new(TextDigest::new(self.fingerprint_seed()))),
-                Format::CopyText | Format::Rdb | Format::JetStream => None,
-            },
-            lease: None,
-            parts: Vec::new(),
-            _slot: slot,
-        })
+        let seed = self.fingerprint_seed();
+        let cutter = match format {
+            Format::Sql | Format::Text | Format::CopyText => Cutter::rows(Rows::Text, seed),
+            Format::CopyBinary => Cutter::rows(Rows::Binary, seed),
+            Format::Rdb | Format::JetStream => Cutter::slices(seed),
+        };
+        Ok(Parts { snapshot: self, format, cutter, lease: None, raw: 0, parts: Vec::new(), _slot: slot })
+    }
+
+    /// An artifact of ranges that were written, in their order. Returns its bytes and its fingerprint: none where a range ends within a row, or
+    /// the ranges do not meet: what each left out for the one before must be what that one took.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail.
+    pub fn join(
+        &self,
+        path: impl Into<String>,
+        format: Format,
+        ranges: Vec<Range>,
+        detail: Value,
+    ) -> Result<(u64, Option<Fingerprint>), PipelineError> {
+        let mut whole = Range { fingerprint: Some(Fingerprint::default()), ..Range::default() };
+        for range in ranges {
+            whole.raw += range.raw;
+            whole.fingerprint = whole.fingerprint.zip(range.fingerprint).map(|(sum, one)| sum.with(&one));
+            let ((left_out, beyond), (one, other)) = (whole.at_borders, range.at_borders);
+            whole.at_borders = (left_out.with(&one), beyond.with(&other));
+            whole.parts.extend(range.parts);
+        }
+        if whole.at_borders.0 != whole.at_borders.1 {
+            whole.fingerprint = None;
+        }
+        let (raw, fingerprint) = (whole.raw, whole.fingerprint);
+        self.add(OpenArtifact { path: path.into(), format, raw, fingerprint, digest: None, detail, parts: whole.parts });
+        self.failure.check()?;
+        Ok((raw, fingerprint))
+    }
+
+    fn add(&self, artifact: OpenArtifact) {
+        self.artifacts.lock().unwrap_or_else(PoisonError::into_inner).push(artifact);
     }
 
     /// When `at` was, by the clock that all cuts of this run are told on.
@@ -408,14 +455,9 @@ impl TextDigest {
 
 /// Takes the bytes of one artifact in any slices.
 pub struct ArtifactWriter<'a> {
-    snapshot: &'a SnapshotWriter,
     path: String,
-    format: Format,
-    cutter: Cutter,
     digest: Option<Box<TextDigest>>,
-    lease: Option<Lease>,
-    parts: Vec<oneshot::Receiver<PartRef>>,
-    _slot: Slot,
+    parts: Parts<'a>,
 }
 
 impl ArtifactWriter<'_> {
@@ -427,6 +469,104 @@ impl ArtifactWriter<'_> {
         if let Some(digest) = &mut self.digest {
             digest.update(bytes);
         }
+        self.parts.write(bytes).await
+    }
+
+    /// The artifact is complete; its last parts may still be on their way.
+    ///
+    /// Returns bytes and, for rows, the fingerprint: none where the last row has no end.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail.
+    pub async fn finish(self, detail: Value) -> Result<(u64, Option<Fingerprint>), PipelineError> {
+        self.end(None, detail)
+    }
+
+    /// The same, of an artifact whose fingerprint only its source can tell.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail.
+    pub async fn finish_with(self, fingerprint: Option<Fingerprint>, detail: Value) -> Result<u64, PipelineError> {
+        Ok(self.end(fingerprint, detail)?.0)
+    }
+
+    fn end(self, told: Option<Fingerprint>, detail: Value) -> Result<(u64, Option<Fingerprint>), PipelineError> {
+        let Self { path, digest, parts } = self;
+        let (snapshot, format) = (parts.snapshot, parts.format);
+        let Range { raw, fingerprint: counted, parts, .. } = parts.finish()?;
+        let fingerprint = match format {
+            Format::Sql | Format::Text => None,
+            Format::CopyText | Format::CopyBinary => counted,
+            Format::Rdb | Format::JetStream => told,
+        };
+        let digest = digest.map(|digest| digest.finish());
+        snapshot.add(OpenArtifact { path, format, raw, fingerprint, digest, detail, parts });
+        snapshot.failure.check()?;
+        Ok((raw, fingerprint))
+    }
+}
+
+/// What was written of a range of an artifact's rows; its last parts may still be on their way.
+#[derive(Default)]
+pub struct Range {
+    raw: u64,
+    /// None where the last row has no end.
+    fingerprint: Option<Fingerprint>,
+    /// The rows that were left out for the range before, and those that were taken of the one behind.
+    at_borders: (Fingerprint, Fingerprint),
+    parts: Vec<oneshot::Receiver<PartRef>>,
+}
+
+/// Takes a range of an artifact's rows.
+pub struct RangeWriter<'a> {
+    parts: Parts<'a>,
+}
+
+impl RangeWriter<'_> {
+    /// As [`ArtifactWriter::write`]. What comes past the border is left out.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
+        self.parts.write(bytes).await
+    }
+
+    /// The range ends here, and another writer's begins, or comes to where one began. Go on with its rows until [`RangeWriter::is_past_border`]: so
+    /// parts are cut where they would be if nobody had begun there. To be said between rows.
+    pub fn until_border(&mut self) {
+        if let Cutter::Rows(cutter) = &mut self.parts.cutter {
+            cutter.until_border();
+        }
+    }
+
+    /// Has it taken all that it is to take beyond its range?
+    pub fn is_past_border(&self) -> bool {
+        matches!(&self.parts.cutter, Cutter::Rows(cutter) if cutter.is_past_border())
+    }
+
+    /// All of the range has been written.
+    ///
+    /// # Errors
+    /// What made a part of this snapshot fail.
+    pub fn finish(self) -> Result<Range, PipelineError> {
+        self.parts.finish()
+    }
+}
+
+/// Makes parts of bytes.
+struct Parts<'a> {
+    snapshot: &'a SnapshotWriter,
+    format: Format,
+    cutter: Cutter,
+    lease: Option<Lease>,
+    /// Bytes of the pieces so far.
+    raw: u64,
+    parts: Vec<oneshot::Receiver<PartRef>>,
+    _slot: Slot,
+}
+
+impl Parts<'_> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), PipelineError> {
         // Small slices, so that the lease covers what the piece grows to before it does.
         for slice in bytes.chunks(1024 * 1024) {
             let mut rest = slice;
@@ -459,6 +599,7 @@ impl ArtifactWriter<'_> {
         let mut lease = self.lease.take().ok_or(PipelineError::Stopped)?;
         lease.settle();
         lease.shrink(2 * piece.bytes.len() as u64);
+        self.raw += piece.bytes.len() as u64;
         let (done, part) = oneshot::channel();
         self.parts.push(part);
         let (pipeline, failure) = (self.snapshot.pipeline.clone(), self.snapshot.failure.clone());
@@ -479,45 +620,16 @@ impl ArtifactWriter<'_> {
         Ok(())
     }
 
-    /// The artifact is complete; its last parts may still be on their way.
-    ///
-    /// Returns bytes and, for rows, the fingerprint.
-    ///
-    /// # Errors
-    /// What made a part of this snapshot fail; for rows, a last line without an end.
-    pub async fn finish(self, detail: Value) -> Result<(u64, Option<Fingerprint>), PipelineError> {
-        self.end(None, detail)
-    }
-
-    /// The same, of an artifact whose fingerprint only its source can tell.
-    ///
-    /// # Errors
-    /// What made a part of this snapshot fail.
-    pub async fn finish_with(self, fingerprint: Option<Fingerprint>, detail: Value) -> Result<u64, PipelineError> {
-        Ok(self.end(fingerprint, detail)?.0)
-    }
-
-    fn end(mut self, told: Option<Fingerprint>, detail: Value) -> Result<(u64, Option<Fingerprint>), PipelineError> {
-        let cutter = std::mem::replace(&mut self.cutter, Cutter::rows(0));
-        let (last, raw, counted) = cutter.finish();
+    fn finish(mut self) -> Result<Range, PipelineError> {
+        let cutter = std::mem::replace(&mut self.cutter, Cutter::rows(Rows::Text, 0));
+        let at_borders = match &cutter {
+            Cutter::Rows(cutter) => cutter.at_borders(),
+            Cutter::Slices(_) => Default::default(),
+        };
+        let (last, fingerprint) = cutter.finish();
         if let Some(piece) = last {
             self.submit(piece)?;
         }
-        let fingerprint = match self.format {
-            Format::Sql | Format::Text => None,
-            Format::CopyText => counted,
-            Format::Rdb | Format::JetStream => told,
-        };
-        self.snapshot.artifacts.lock().unwrap_or_else(PoisonError::into_inner).push(OpenArtifact {
-            path: std::mem::take(&mut self.path),
-            format: self.format,
-            raw,
-            fingerprint,
-            digest: self.digest.take().map(|digest| digest.finish()),
-            detail,
-            parts: std::mem::take(&mut self.parts),
-        });
-        self.snapshot.failure.check()?;
-        Ok((raw, fingerprint))
+        Ok(Range { raw: self.raw, fingerprint, at_borders, parts: self.parts })
     }
 }

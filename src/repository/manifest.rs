@@ -71,6 +71,9 @@ pub enum Format {
     Text,
     /// Rows as `COPY … TO STDOUT` in text format delivers them, one a line.
     CopyText,
+    /// Rows in COPY's binary format. Each part is a whole file of it: header, tuples, trailer; of a row that goes on in the next part, the
+    /// first has the header and the last the trailer.
+    CopyBinary,
     /// A slice of a Redis RDB file; the parts in order are the file.
     Rdb,
     /// A slice of a JetStream archive, decompressed; the parts in order are the archive.
@@ -83,7 +86,7 @@ pub enum Format {
 pub struct Fingerprint {
     /// Rows.
     pub rows: u64,
-    /// Bytes of all rows without their line ends.
+    /// Bytes of all rows without their line ends, headers and trailers.
     pub bytes: u64,
     /// Sum modulo 2^128 of XXH3-128 of each row, seeded with the epoch's fingerprint key.
     #[serde(with = "hex_u128")]
@@ -96,6 +99,13 @@ impl Fingerprint {
         self.rows += 1;
         self.bytes += bytes;
         self.sum = self.sum.wrapping_add(hash);
+    }
+
+    /// Of these rows and those.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        let (rows, bytes) = (self.rows.saturating_add(other.rows), self.bytes.saturating_add(other.bytes));
+        Self { rows, bytes, sum: self.sum.wrapping_add(other.sum) }
     }
 }
 
@@ -331,7 +341,7 @@ mod tests {
     #[test]
     fn formats_keep_their_names() {
         let names =
-            [Format::Sql, Format::Text, Format::CopyText, Format::Rdb, Format::JetStream].map(|format| json!(format));
-        assert_eq!(names, ["sql", "text", "copy-text", "rdb", "jetstream"]);
+            [Format::Sql, Format::Text, Format::CopyText, Format::CopyBinary, Format::Rdb, Format::JetStream].map(|format| json!(format));
+        assert_eq!(names, ["sql", "text", "copy-text", "copy-binary", "rdb", "jetstream"]);
     }
 }

@@ -3,7 +3,7 @@
 use futures::StreamExt;
 
 use crate::{
-    pipeline::{Fingerprint, Format, PipelineError, Plain, RowHasher, SnapshotReader},
+    pipeline::{Fingerprint, Format, PipelineError, Plain, RowHasher, Rows, SnapshotReader},
     report,
     repository::{Artifact, Trust},
     source::{nats, redis},
@@ -29,7 +29,8 @@ impl Count {
     fn of(artifact: &Artifact, seed: u64) -> Self {
         match (artifact.format, artifact.fingerprint) {
             (_, None) | (Format::Sql | Format::Text, _) => Self::Nothing,
-            (Format::CopyText, _) => Self::Rows(RowHasher::new(seed)),
+            (Format::CopyText, _) => Self::Rows(RowHasher::new(Rows::Text, seed)),
+            (Format::CopyBinary, _) => Self::Rows(RowHasher::new(Rows::Binary, seed)),
             (Format::Rdb, _) => Self::Rdb(redis::Recount::new(seed)),
             (Format::JetStream, _) => Self::JetStream(nats::Recount::new(seed, &artifact.path)),
         }

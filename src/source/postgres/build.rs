@@ -2,33 +2,31 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    pin::Pin,
     sync::{Mutex, PoisonError},
 };
 
-use bytes::Bytes;
-use futures::{SinkExt, StreamExt, TryStreamExt, future::try_join_all};
-use tokio_postgres::CopyInSink;
+use futures::{StreamExt, TryStreamExt, future::try_join_all};
 
 use super::{
-    capture::{DatabaseDetail, SnapshotDetail, TableDetail},
+    capture::{DatabaseDetail, SnapshotDetail},
     catalog::{self, RelationKind, SequencePosition},
     connect::{Server, Session},
+    copy::{self, TableDetail},
     error::{PostgresError, query},
-    large_objects, sql,
+    large_objects, load, post_data, sql,
     swap::Swap,
     tools::Tools,
 };
 use crate::{
-    pipeline::{Artifact, Fingerprint, PipelineError, Progress, RowHasher, SnapshotReader},
+    pipeline::{Artifact, Fingerprint, Format, PartRef, PipelineError, RowHasher, SnapshotReader},
     report,
     source::{Compared, Difference, RestoredItem, SourceError},
 };
 
 /// The longest piece of DDL that is read as a whole, in bytes.
 const MOST_TEXT: u64 = 256 * 1024 * 1024;
-/// Bytes given to a COPY at once: what waits in the connection's buffer is outside of the memory budget.
-const COPY_SLICE: usize = 256 * 1024;
+/// The longest script that is taken apart into its statements, in bytes: each takes some hundred bytes more.
+const MOST_STATEMENTS: u64 = 32 * 1024 * 1024;
 
 /// One table of a build.
 #[derive(Clone)]
@@ -46,6 +44,32 @@ impl TableBuild {
 
     pub(super) fn shown(&self) -> String {
         catalog::shown(&self.detail.schema, &self.detail.table)
+    }
+
+    /// Schema and name.
+    pub(super) fn name(&self) -> (&str, &str) {
+        (&self.detail.schema, &self.detail.table)
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.artifact.format
+    }
+
+    pub(super) fn raw(&self) -> u64 {
+        self.artifact.raw
+    }
+
+    pub(super) fn rows(&self) -> u64 {
+        self.fingerprint.rows
+    }
+
+    pub(super) fn parts(&self) -> &[PartRef] {
+        &self.artifact.parts
+    }
+
+    /// The statement that loads its rows.
+    pub(super) fn copy_in(&self) -> &str {
+        &self.detail.copy
     }
 }
 
@@ -167,7 +191,7 @@ pub(super) async fn fill(
     progress.set_phase(format!("definitions of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
     progress.set_phase(format!("rows of {}", build.to));
-    each_table(server, snapshot, build, Step::Load).await?;
+    load::all(server, snapshot, build).await?;
     if let Some((rows, _)) = &build.large_objects {
         progress.set_phase(format!("large objects of {}", build.to));
         run_sql(server, snapshot, psql, build, &build.detail.large_objects_sql()).await?;
@@ -175,8 +199,26 @@ pub(super) async fn fill(
         large_objects::load(&session, snapshot, rows).await?;
     }
     progress.set_phase(format!("indexes and constraints of {}", build.to));
-    run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await?;
+    post_data(server, snapshot, psql, build).await?;
     run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await
+}
+
+/// What comes after the rows, by several connections. A script that is not in UTF-8, or that is very long, is `psql`'s alone.
+async fn post_data(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    psql: &Tools,
+    build: &Build,
+) -> Result<(), SourceError> {
+    let artifact = snapshot.artifact(&build.detail.post_data_sql())?;
+    let text = match build.detail.encoding.as_str() {
+        "UTF8" if artifact.raw <= MOST_STATEMENTS => snapshot.text(artifact, MOST_STATEMENTS).await?,
+        _ => return run_sql(server, snapshot, psql, build, &artifact.path).await,
+    };
+    let text = if build.without_tablespaces { sql::without_tablespaces(&text) } else { text };
+    let name = |(schema, table): (&str, &str)| (schema.to_owned(), table.to_owned());
+    let sizes = build.tables.iter().map(|table| (name(table.name()), table.raw())).collect();
+    Ok(post_data::run(server, build, sizes, &text).await?)
 }
 
 /// Definitions without any rows.
@@ -266,13 +308,6 @@ async fn run_sql(
     Ok(running.finish().await?)
 }
 
-/// What is done to every table.
-#[derive(Clone, Copy)]
-enum Step {
-    Load,
-    Compare,
-}
-
 /// A table's fingerprint as it was captured, and as it is now.
 struct Pair {
     name: String,
@@ -280,13 +315,8 @@ struct Pair {
     is: Fingerprint,
 }
 
-/// Does `step` to every table, largest first, on several connections. Only `Compare` has results.
-async fn each_table(
-    server: &Server,
-    snapshot: &SnapshotReader,
-    build: &Build,
-    step: Step,
-) -> Result<Vec<Pair>, SourceError> {
+/// The fingerprints of every table, largest first, on several connections.
+async fn fingerprints(server: &Server, snapshot: &SnapshotReader, build: &Build) -> Result<Vec<Pair>, SourceError> {
     let queue: Mutex<VecDeque<&TableBuild>> = Mutex::new(build.tables.iter().collect());
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let worker = async || {
@@ -294,14 +324,10 @@ async fn each_table(
         let Some(mut table) = next() else { return Ok(done) };
         let session = server.connect_for_rows(&build.temporary, &build.detail.row_settings).await?;
         loop {
-            match step {
-                Step::Load => load(&session, snapshot, table).await?,
-                Step::Compare => {
-                    let copy = table.detail.copy_out(&build.detail.encoding);
-                    let is = fingerprint(&session, snapshot.fingerprint_seed(), &copy, table.shown()).await?;
-                    done.push(Pair { name: table.shown(), was: table.fingerprint, is });
-                }
-            }
+            let format = table.artifact.format;
+            let statement = table.detail.copy_out(format, &build.detail.encoding);
+            let is = fingerprint(&session, snapshot.fingerprint_seed(), format, &statement, table.shown()).await?;
+            done.push(Pair { name: table.shown(), was: table.fingerprint, is });
             match next() {
                 Some(following) => table = following,
                 None => return Ok::<_, SourceError>(done),
@@ -311,49 +337,19 @@ async fn each_table(
     Ok(try_join_all((0..server.config.workers).map(|_| worker())).await?.into_iter().flatten().collect())
 }
 
-/// Loads the rows of one table and checks how many the server took.
-async fn load(session: &Session, snapshot: &SnapshotReader, table: &TableBuild) -> Result<(), SourceError> {
-    let shown = table.shown();
-    let failed = || query(format!("loading {shown}"));
-    // The whole database is thrown away if anything fails; the renaming at the end is what must be durable.
-    session.batch_execute("SET synchronous_commit = off").await.map_err(failed())?;
-    let sink = session.copy_in(&table.detail.copy).await.map_err(failed())?;
-    let mut sink = std::pin::pin!(sink);
-    let mut parts = std::pin::pin!(snapshot.open(&table.artifact));
-    while let Some(part) = parts.next().await {
-        let part = part?;
-        send(sink.as_mut(), &part, snapshot.progress()).await.map_err(failed())?;
-    }
-    let rows = sink.finish().await.map_err(failed())?;
-    Progress::add(&snapshot.progress().rows, rows);
-    if rows != table.fingerprint.rows {
-        let difference = format!("{shown} took {rows} rows of {}", table.fingerprint.rows);
-        return Err(PostgresError::Differs { differences: vec![difference], total: 1 }.into());
-    }
-    Ok(())
-}
-
-/// Gives a COPY a part of its rows.
-pub(super) async fn send(
-    mut sink: Pin<&mut CopyInSink<Bytes>>,
-    part: &Bytes,
-    progress: &Progress,
-) -> Result<(), tokio_postgres::Error> {
-    let mut rest = part.clone();
-    while !rest.is_empty() {
-        let slice = rest.split_to(rest.len().min(COPY_SLICE));
-        Progress::add(&progress.raw, slice.len() as u64);
-        sink.send(slice).await?;
-    }
-    Ok(())
-}
-
 /// The fingerprint of what is there now, read by the statement that it was captured with.
-async fn fingerprint(session: &Session, seed: u64, copy: &str, shown: String) -> Result<Fingerprint, PostgresError> {
+async fn fingerprint(
+    session: &Session,
+    seed: u64,
+    format: Format,
+    statement: &str,
+    shown: String,
+) -> Result<Fingerprint, PostgresError> {
     let failed = || query(format!("reading back {shown}"));
-    let rows = session.copy_out(copy).await.map_err(failed())?;
+    let not_rows = || PostgresError::Detail { detail: format!("{shown} is said to be no rows") };
+    let mut hasher = RowHasher::new(copy::rows(format).ok_or_else(not_rows)?, seed);
+    let rows = session.copy_out(statement).await.map_err(failed())?;
     let mut rows = std::pin::pin!(rows);
-    let mut hasher = RowHasher::new(seed);
     while let Some(chunk) = rows.try_next().await.map_err(failed())? {
         hasher.update(&chunk);
     }
@@ -366,13 +362,13 @@ async fn compare_tables(
     build: &Build,
     target_major: u32,
 ) -> Result<Comparison, SourceError> {
-    let mut compared = each_table(server, snapshot, build, Step::Compare).await?;
+    let mut compared = fingerprints(server, snapshot, build).await?;
     if let Some((_, was)) = build.large_objects {
         let session = server.connect_for_rows(&build.temporary, &build.detail.row_settings).await?;
         // An object is open only within a transaction.
         session.batch_execute("BEGIN READ ONLY").await.map_err(query("beginning to read large objects"))?;
         let (seed, name) = (snapshot.fingerprint_seed(), report::count(build.detail.large_objects, "large object"));
-        let is = fingerprint(&session, seed, &large_objects::copy_out(), name.clone()).await?;
+        let is = fingerprint(&session, seed, Format::CopyText, &large_objects::copy_out(), name.clone()).await?;
         compared.push(Pair { name, was, is });
     }
     let mut comparison = Comparison::default();

@@ -1,12 +1,8 @@
 //! Capture: one exported snapshot a database, everything locked before anything is read.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use futures::{TryStreamExt, future::try_join_all};
+use futures::TryStreamExt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -16,7 +12,9 @@ use super::{
     catalog::{self, Extension, Properties, Relation, RelationKind, Version},
     connect::{self, Server, Session},
     error::{PostgresError, query},
-    inventory, large_objects, sql, throwaway,
+    inventory, large_objects,
+    rows::{self, Reading},
+    sql, throwaway,
     tools::Tools,
 };
 use crate::{
@@ -98,45 +96,6 @@ impl DatabaseDetail {
     }
     pub(super) fn sequences_sql(&self) -> String {
         format!("{}/sequences.sql", self.folder)
-    }
-}
-
-/// What the manifest notes of one table's rows.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct TableDetail {
-    pub(super) database: String,
-    pub(super) schema: String,
-    pub(super) table: String,
-    /// Columns whose values the rows hold, in order; none where COPY names the table alone.
-    pub(super) columns: Vec<String>,
-    /// The statement that loads the rows.
-    pub(super) copy: String,
-}
-
-impl TableDetail {
-    fn new(database: &str, table: &Relation, encoding: &str) -> Self {
-        let mut detail = Self {
-            database: database.to_owned(),
-            schema: table.schema.clone(),
-            table: table.name.clone(),
-            columns: table.columns.clone(),
-            copy: String::new(),
-        };
-        detail.copy = detail.statement("FROM STDIN", encoding);
-        detail
-    }
-
-    /// The statement that reads the rows as they are stored: in the database's own encoding, since UTF8 cannot say what an
-    /// SQL_ASCII database holds.
-    pub(super) fn copy_out(&self, encoding: &str) -> String {
-        self.statement("TO STDOUT", encoding)
-    }
-
-    fn statement(&self, direction: &str, encoding: &str) -> String {
-        let columns: Vec<String> = self.columns.iter().map(|column| sql::ident(column)).collect();
-        let columns = if columns.is_empty() { String::new() } else { format!(" ({})", columns.join(", ")) };
-        let table = sql::qualified(&self.schema, &self.table);
-        format!("COPY {table}{columns} {direction} WITH (ENCODING {})", sql::literal(encoding))
     }
 }
 
@@ -344,7 +303,7 @@ impl PostgresCapture {
         }
         for held in &self.databases {
             into.progress().set_phase(format!("rows of {}", held.detail.name));
-            self.rows(held, into).await?;
+            Reading::new(&self.server, &held.detail, &held.relations, into).all(&held.holder).await?;
             if held.detail.large_objects > 0 {
                 into.progress().set_phase(format!("large objects of {}", held.detail.name));
                 self.large_objects(held, into).await?;
@@ -437,59 +396,10 @@ impl PostgresCapture {
         Ok(())
     }
 
-    /// Rows of every table, largest first, by several connections on one snapshot.
-    async fn rows(&self, held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), SourceError> {
-        let mut tables: Vec<&Relation> =
-            held.relations.iter().filter(|relation| relation.kind == RelationKind::Table).collect();
-        tables.sort_by_key(|table| std::cmp::Reverse(table.size));
-        let queue = Mutex::new(VecDeque::from(tables));
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        let worker = async || {
-            let Some(mut table) = next() else { return Ok(Vec::new()) };
-            let mut left = Vec::new();
-            let session = self.worker(held).await?;
-            loop {
-                // Someone who waits for an exclusive lock waits for the holder, and whoever asks after him waits for him:
-                // for ever. The holder has its lock already and reads such a table itself.
-                let lock = format!("SAVEPOINT l; LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", table.sql());
-                match session.batch_execute(&lock).await {
-                    Ok(()) => {
-                        // The lock stays; thousands of savepoints would not be free.
-                        session.batch_execute("RELEASE l").await.map_err(query("releasing a savepoint"))?;
-                        copy_out(&session, &held.detail, table, into).await?;
-                    }
-                    Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                        session.batch_execute("ROLLBACK TO l").await.map_err(query("going back to a savepoint"))?;
-                        left.push(table);
-                    }
-                    Err(error) => return Err(query(format!("locking {}", table.shown()))(error).into()),
-                }
-                match next() {
-                    Some(following) => table = following,
-                    None => break,
-                }
-            }
-            session.batch_execute("COMMIT").await.map_err(query("ending a worker's transaction"))?;
-            Ok::<_, SourceError>(left)
-        };
-        let left = try_join_all((0..self.server.config.workers).map(|_| worker())).await;
-        // A writer's error may only be an echo of what went wrong with a part.
-        let left = left.map_err(|error| into.failure().map_or(error, SourceError::Pipeline))?;
-        if left.iter().all(Vec::is_empty) {
-            return Ok(());
-        }
-        let settings = held.detail.row_settings.join("; ");
-        held.holder.batch_execute(&settings).await.map_err(query("pinning the settings of rows"))?;
-        for table in left.into_iter().flatten() {
-            copy_out(&held.holder, &held.detail, table, into).await?;
-        }
-        Ok(())
-    }
-
     /// The bytes of large objects, in the snapshot. Nobody can lock them, and nobody need: nothing but the rows of catalogs is read.
     async fn large_objects(&self, held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), SourceError> {
         let detail = &held.detail;
-        let session = self.worker(held).await?;
+        let session = rows::worker_session(&self.server, detail).await?;
         let failed = || query(format!("reading the large objects of database `{}`", detail.name));
         let mut writer = into.artifact(detail.large_objects_rows(), Format::CopyText).await?;
         let rows = session.copy_out(&large_objects::copy_out()).await.map_err(failed())?;
@@ -506,17 +416,6 @@ impl PostgresCapture {
         session.batch_execute("COMMIT").await.map_err(query("ending a worker's transaction"))?;
         Ok(())
     }
-
-    /// One more connection to a database, in its snapshot.
-    async fn worker(&self, held: &HeldDatabase) -> Result<Session, PostgresError> {
-        let session = self.server.connect_for_rows(&held.detail.name, &held.detail.row_settings).await?;
-        let import = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-            sql::literal(&held.detail.snapshot)
-        );
-        session.batch_execute(&import).await.map_err(query("importing the snapshot"))?;
-        Ok(session)
-    }
 }
 
 async fn restrict_argument(tools: &Tools, into: &SnapshotWriter) -> Result<Option<String>, PostgresError> {
@@ -526,32 +425,6 @@ async fn restrict_argument(tools: &Tools, into: &SnapshotWriter) -> Result<Optio
 /// `--restrict-key`, where this `pg_dump` has it (from 14.19, 15.14, 16.10, 17.6 and 18 on).
 pub(super) async fn restrict_argument_for(tools: &Tools, key: String) -> Result<Option<String>, PostgresError> {
     Ok(tools.knows_restrict_key().await?.then(|| format!("--restrict-key={key}")))
-}
-
-async fn copy_out(
-    session: &Session,
-    database: &DatabaseDetail,
-    table: &Relation,
-    into: &SnapshotWriter,
-) -> Result<(), SourceError> {
-    let detail = TableDetail::new(&database.name, table, &database.encoding);
-    let failed = || query(format!("reading {} of database `{}`", table.shown(), session.database));
-    catalog::still_named(session, table).await?;
-    let path = format!("{}/tables/{}", database.folder, table.shown());
-    let mut writer = into.artifact(path, Format::CopyText).await?;
-    let rows = session.copy_out(&detail.copy_out(&database.encoding)).await.map_err(failed())?;
-    let mut rows = std::pin::pin!(rows);
-    while let Some(chunk) = rows.try_next().await.map_err(failed())? {
-        writer.write(&chunk).await?;
-    }
-    // Afterwards, so that no moment of the reading is left out.
-    catalog::still_named(session, table).await?;
-    let detail = serde_json::to_value(detail).map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
-    let (_, fingerprint) = writer.finish(detail).await?;
-    match fingerprint {
-        Some(_) => Ok(()),
-        None => Err(PostgresError::TornRows { table: table.shown() }.into()),
-    }
 }
 
 /// Positions of sequences as statements, so that they can be set by hand, and as values.

@@ -140,6 +140,12 @@ pub(super) struct Relation {
     pub(super) columns: Vec<String>,
     /// Heap, TOAST and maps, in bytes; 0 until [`measure`] was called.
     pub(super) size: u64,
+    /// Pages of the heap; 0 until [`measure`] was called.
+    pub(super) pages: u32,
+    /// Is it stored as a heap, whose pages can be read one after the other?
+    pub(super) is_heap: bool,
+    /// Has every column a type whose binary form is the same on every server?
+    pub(super) is_binary: bool,
     /// May the role read all of it?
     pub(super) readable: bool,
 }
@@ -173,24 +179,44 @@ const USERS: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_t
      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
+/// Types of which COPY's binary form is the same on every server: no OIDs in it that another server has given to something else, nothing that
+/// depends on a version or a setting. With them, their arrays and ranges of them, whose OIDs are fixed, enumerations (their labels), and domains
+/// over any of these. Composite types, arrays of what users have made, `reg*`, `tsvector`, `xml` and all that extensions bring are not.
+const BINARY_TYPES: &str = "'bool', 'bytea', 'char', 'name', 'int8', 'int2', 'int4', 'text', 'oid', 'tid', 'xid', 'cid', 'xid8', 'json', 'jsonb', \
+     'point', 'lseg', 'path', 'box', 'polygon', 'line', 'circle', 'cidr', 'inet', 'macaddr', 'macaddr8', 'float4', 'float8', 'bpchar', 'varchar', \
+     'date', 'time', 'timestamp', 'timestamptz', 'interval', 'timetz', 'bit', 'varbit', 'numeric', 'uuid', 'pg_lsn', \
+     'int4range', 'int8range', 'numrange', 'tsrange', 'tstzrange', 'daterange', \
+     'int4multirange', 'int8multirange', 'nummultirange', 'tsmultirange', 'tstzmultirange', 'datemultirange'";
+
 /// Every relation of the database that a capture cares for, in the session's snapshot.
 pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, PostgresError> {
     let failed = || query(format!("listing the relations of database `{}`", session.database));
     let columns = session
         .query(
-            "SELECT a.attrelid, pg_catalog.array_agg(a.attname::text ORDER BY a.attnum) \
-             FROM pg_catalog.pg_attribute a WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' GROUP BY 1",
+            &format!(
+                "WITH RECURSIVE plain AS (SELECT oid FROM pg_catalog.pg_type \
+                     WHERE typnamespace = 'pg_catalog'::pg_catalog.regnamespace AND typname IN ({BINARY_TYPES})), \
+                 stable AS (SELECT oid FROM plain UNION SELECT typarray FROM pg_catalog.pg_type JOIN plain USING (oid) WHERE typarray <> 0 \
+                     UNION SELECT oid FROM pg_catalog.pg_type WHERE typtype = 'e'), \
+                 safe AS (SELECT oid FROM stable UNION SELECT t.oid FROM pg_catalog.pg_type t JOIN safe ON t.typbasetype = safe.oid \
+                     WHERE t.typtype = 'd') \
+                 SELECT a.attrelid, pg_catalog.array_agg(a.attname::text ORDER BY a.attnum), \
+                     pg_catalog.bool_and(a.atttypid IN (SELECT oid FROM safe)) \
+                 FROM pg_catalog.pg_attribute a WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' GROUP BY 1"
+            ),
             &[],
         )
         .await
         .map_err(failed())?;
-    let mut columns: HashMap<u32, Vec<String>> = columns.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let mut columns: HashMap<u32, (Vec<String>, bool)> =
+        columns.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
     let rows = session
         .query(
             &format!(
                 "SELECT c.oid, c.relkind::text, n.nspname::text, c.relname::text, \
                  pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') \
-                     AND NOT pg_catalog.row_security_active(c.oid) \
+                     AND NOT pg_catalog.row_security_active(c.oid), \
+                 c.relam IN (SELECT oid FROM pg_catalog.pg_am WHERE amname = 'heap') \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f') AND {USERS} ORDER BY 3, 4"
             ),
@@ -204,6 +230,7 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
         let oid: u32 = row.get(0);
         // A right that cannot be told, since the relation is gone, is judged when it is locked.
         let readable: Option<bool> = row.get(4);
+        let (columns, is_binary) = columns.remove(&oid).unwrap_or_default();
         relations.push(Relation {
             oid,
             kind: match kind.as_str() {
@@ -215,8 +242,11 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
             },
             schema: row.get(2),
             name: row.get(3),
-            columns: columns.remove(&oid).unwrap_or_default(),
+            columns,
             size: 0,
+            pages: 0,
+            is_heap: row.get(5),
+            is_binary,
             readable: readable.unwrap_or(true),
         });
     }
@@ -229,7 +259,8 @@ pub(super) async fn measure(session: &Session, relations: &mut [Relation]) -> Re
     let rows = session
         .query(
             &format!(
-                "SELECT n.nspname::text, c.relname::text, coalesce(pg_catalog.pg_table_size(c.oid), 0) \
+                "SELECT c.oid, coalesce(pg_catalog.pg_table_size(c.oid), 0), coalesce(pg_catalog.pg_relation_size(c.oid), 0) \
+                     / pg_catalog.current_setting('block_size')::int8 \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                  WHERE c.relkind = 'r' AND {USERS}"
             ),
@@ -237,10 +268,11 @@ pub(super) async fn measure(session: &Session, relations: &mut [Relation]) -> Re
         )
         .await
         .map_err(query(format!("measuring the tables of database `{}`", session.database)))?;
-    let sizes: HashMap<(String, String), i64> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let sizes: HashMap<u32, (i64, i64)> = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
     for relation in relations {
-        let size = sizes.get(&(relation.schema.clone(), relation.name.clone()));
-        relation.size = size.and_then(|size| u64::try_from(*size).ok()).unwrap_or(0);
+        let (size, pages) = sizes.get(&relation.oid).copied().unwrap_or_default();
+        relation.size = u64::try_from(size).unwrap_or(0);
+        relation.pages = u32::try_from(pages).unwrap_or(0);
     }
     Ok(())
 }

@@ -8,10 +8,9 @@ use futures::{StreamExt, TryStreamExt};
 use tokio_postgres::types::ToSql;
 
 use super::{
-    build,
     connect::Session,
     error::{PostgresError, query},
-    sql,
+    load, sql,
 };
 use crate::{
     pipeline::{Artifact, ArtifactWriter, Progress, SnapshotReader},
@@ -264,7 +263,7 @@ pub(super) async fn load(session: &Session, snapshot: &SnapshotReader, artifact:
         let part = part?;
         let sink = session.copy_in(&format!("COPY {PIECES} FROM STDIN")).await.map_err(failed())?;
         let mut sink = std::pin::pin!(sink);
-        build::send(sink.as_mut(), &part, progress).await.map_err(failed())?;
+        load::send(sink.as_mut(), bytes::Bytes::clone(&part), progress).await.map_err(failed())?;
         let pieces = sink.finish().await.map_err(failed())?;
         let put = format!("SELECT pg_catalog.count(pg_catalog.lo_put(object, at, bytes)) FROM {PIECES}");
         session.query_one(&put, &[]).await.map_err(failed())?;

@@ -1,18 +1,22 @@
 //! PostgreSQL 14 to 18, logically: roles, definitions by `pg_dump`, rows by COPY with fingerprints.
 //!
-//! Way of the bytes: `capture` (snapshot, locks, rows out) and `restore` (plan) → `build` (a database under a temporary name,
+//! Way of the bytes: `capture` (snapshot, locks, definitions) with `rows` (rows out), and `restore` (plan) → `build` (a database under a temporary name,
 //! compared with what was captured) → `swap` (renames in one transaction).
 
 mod build;
 mod capture;
 mod catalog;
 mod connect;
+mod copy;
 mod error;
 mod inventory;
 mod large_objects;
+mod load;
+mod post_data;
 mod proof;
 mod restore;
 mod roles;
+mod rows;
 mod sql;
 mod swap;
 mod throwaway;

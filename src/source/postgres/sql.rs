@@ -160,6 +160,17 @@ pub(super) fn normal(sql: &str) -> String {
     text
 }
 
+/// A name with its schema.
+pub(super) type Name = (String, String);
+
+/// A primary key or unique constraint, as the index that it is and the statement that makes the constraint of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeyConstraint {
+    pub(super) table: Name,
+    pub(super) create_index: String,
+    pub(super) attach: String,
+}
+
 /// Words behind which a definition follows.
 const BEFORE_A_DEFINITION: [&str; 7] = ["as", "check", "default", "using", "when", "where", "with"];
 
@@ -207,6 +218,109 @@ impl Statement<'_> {
     pub(super) fn name_after(&self, word: &str) -> Option<&str> {
         let at = self.tokens.iter().position(|token| matches!(&token.kind, Kind::Word(w) if w == word))?;
         self.name(at + 1)
+    }
+
+    fn is_word(&self, n: usize, word: &str) -> bool {
+        matches!(self.tokens.get(n), Some(Token { kind: Kind::Word(w), .. }) if w == word)
+    }
+
+    fn token_text(&self, n: usize) -> &str {
+        self.tokens.get(n).map_or("", |token| &self.text[token.start - self.offset..token.end - self.offset])
+    }
+
+    /// `schema.name` at the `n`-th token.
+    fn qualified_name(&self, n: usize) -> Option<Name> {
+        (self.token_text(n + 1) == ".").then_some(())?;
+        Some((self.name(n)?.to_owned(), self.name(n + 2)?.to_owned()))
+    }
+
+    /// Whose index it creates: `CREATE [UNIQUE] INDEX name ON schema.table USING …`. `None` for others, and for an index of a partitioned table,
+    /// which is `ON ONLY`.
+    pub(super) fn index_on(&self) -> Option<Name> {
+        let at = if self.begins(&["create", "unique"]) { 2 } else { 1 };
+        (self.begins(&["create"]) && self.is_word(at, "index") && self.is_word(at + 2, "on")).then_some(())?;
+        (!self.is_word(at + 3, "only")).then(|| self.qualified_name(at + 3)).flatten()
+    }
+
+    /// The table and where its constraint's name is: `ALTER TABLE [ONLY] schema.table ADD CONSTRAINT name …`.
+    fn added_constraint(&self) -> Option<(Name, usize)> {
+        self.begins(&["alter", "table"]).then_some(())?;
+        let at = if self.is_word(2, "only") { 3 } else { 2 };
+        let table = self.qualified_name(at)?;
+        (self.is_word(at + 3, "add") && self.is_word(at + 4, "constraint")).then_some((table, at + 5))
+    }
+
+    /// The table that it gives a constraint of this kind to, in words: `["primary", "key"]`.
+    pub(super) fn constraint_on(&self, kind: &[&str]) -> Option<Name> {
+        let (table, name) = self.added_constraint()?;
+        kind.iter().enumerate().all(|(n, word)| self.is_word(name + 1 + n, word)).then_some(table)
+    }
+
+    /// Has it this word, outside of quotes?
+    pub(super) fn has_word(&self, word: &str) -> bool {
+        self.tokens.iter().any(|token| matches!(&token.kind, Kind::Word(w) if w == word))
+    }
+
+    /// A primary key or unique constraint over columns, with nothing in it that only the whole statement can say.
+    pub(super) fn key_constraint(&self) -> Option<KeyConstraint> {
+        let (table, name) = self.added_constraint()?;
+        let mut at = name + 1;
+        let is_primary = self.is_word(at, "primary") && self.is_word(at + 1, "key");
+        let kind = if is_primary { "PRIMARY KEY" } else { "UNIQUE" };
+        at += match (is_primary, self.is_word(at, "unique")) {
+            (true, _) => 2,
+            (_, true) => 1,
+            _ => return None,
+        };
+        // Options of the index: everything up to what is of the constraint.
+        let index_ends = |n: usize| n >= self.tokens.len() || ["deferrable", "not", "initially"].iter().any(|word| self.is_word(n, word));
+        let mut distinct = "";
+        if self.is_word(at, "nulls") && self.is_word(at + 1, "not") && self.is_word(at + 2, "distinct") {
+            (distinct, at) = (" NULLS NOT DISTINCT", at + 3);
+        }
+        let columns = self.parenthesis(at)?;
+        // `WITHOUT OVERLAPS` is no plain list of columns.
+        let is_list = (at + 1..columns - 1).all(|n| (n - at).is_multiple_of(2) == (self.token_text(n) == ",") && (self.name(n).is_some() || self.token_text(n) == ","));
+        is_list.then_some(())?;
+        let mut end = columns;
+        while !index_ends(end) {
+            end = if self.token_text(end) == "(" { self.parenthesis(end)? } else { end + 1 };
+        }
+        let of_constraint = self.between(end, self.tokens.len());
+        // `INCLUDE (…)` comes before NULLS NOT DISTINCT, and that before WITH.
+        let list_end = if self.is_word(columns, "include") { self.parenthesis(columns + 1)? } else { columns };
+        let (list, options) = (self.between(at, list_end), self.between(list_end, end));
+        let (quoted, on) = (ident(self.name(name)?), qualified(&table.0, &table.1));
+        Some(KeyConstraint {
+            create_index: format!("CREATE UNIQUE INDEX {quoted} ON {on} USING btree {list}{distinct} {options}").trim_end().to_owned(),
+            attach: format!("ALTER TABLE ONLY {on} ADD CONSTRAINT {quoted} {kind} USING INDEX {quoted} {of_constraint}").trim_end().to_owned(),
+            table,
+        })
+    }
+
+    /// The token behind the parenthesis that opens at the `n`-th.
+    fn parenthesis(&self, n: usize) -> Option<usize> {
+        (self.token_text(n) == "(").then_some(())?;
+        let mut depth = 0;
+        for at in n..self.tokens.len() {
+            match self.token_text(at) {
+                "(" => depth += 1,
+                ")" => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                return Some(at + 1);
+            }
+        }
+        None
+    }
+
+    /// The text of the tokens `from..to`.
+    fn between(&self, from: usize, to: usize) -> &str {
+        match (self.tokens.get(from), to.checked_sub(1).and_then(|last| self.tokens.get(last))) {
+            (Some(first), Some(last)) if from < to => &self.text[first.start - self.offset..last.end - self.offset],
+            _ => "",
+        }
     }
 
     /// Does it speak of this database (`… DATABASE name …`)?
@@ -294,12 +408,48 @@ mod tests {
         assert!(quoted.is_on_database("al-t\"las") && !quoted.is_on_database("al-t"));
     }
 
+    #[test]
+    fn keys_are_told_as_indexes_and_what_makes_constraints_of_them() {
+        let key = |sql: &str| statements(sql)[0].key_constraint().map(|key| (key.create_index, key.attach));
+        for (sql, create_index, attach) in [
+            (
+                "ALTER TABLE ONLY public.t\n    ADD CONSTRAINT t_pkey PRIMARY KEY (a, \"B,\");",
+                "CREATE UNIQUE INDEX \"t_pkey\" ON \"public\".\"t\" USING btree (a, \"B,\")",
+                "ALTER TABLE ONLY \"public\".\"t\" ADD CONSTRAINT \"t_pkey\" PRIMARY KEY USING INDEX \"t_pkey\"",
+            ),
+            (
+                "ALTER TABLE ONLY s.\"T\" ADD CONSTRAINT u UNIQUE NULLS NOT DISTINCT (a) INCLUDE (b, c) WITH (fillfactor='70') DEFERRABLE INITIALLY DEFERRED",
+                "CREATE UNIQUE INDEX \"u\" ON \"s\".\"T\" USING btree (a) INCLUDE (b, c) NULLS NOT DISTINCT WITH (fillfactor='70')",
+                "ALTER TABLE ONLY \"s\".\"T\" ADD CONSTRAINT \"u\" UNIQUE USING INDEX \"u\" DEFERRABLE INITIALLY DEFERRED",
+            ),
+        ] {
+            assert_eq!(key(sql), Some((create_index.to_owned(), attach.to_owned())));
+        }
+        for sql in [
+            "ALTER TABLE ONLY s.t ADD CONSTRAINT p PRIMARY KEY (id, valid WITHOUT OVERLAPS)",
+            "ALTER TABLE ONLY s.t ADD CONSTRAINT e EXCLUDE USING gist (a WITH =)",
+            "ALTER TABLE s.t ADD CONSTRAINT c CHECK ((a > 0)) NOT VALID",
+            "ALTER TABLE ONLY s.t ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES s.u(a)",
+            "CREATE UNIQUE INDEX i ON s.t USING btree (a)",
+            "ALTER TABLE ONLY s.t ADD CONSTRAINT p PRIMARY KEY",
+        ] {
+            assert_eq!(key(sql), None, "{sql}");
+        }
+        let on = |sql: &str| statements(sql)[0].index_on();
+        let table = Some(("s".to_owned(), "t".to_owned()));
+        assert_eq!(on("CREATE INDEX i ON s.t USING btree (a)"), table);
+        assert_eq!(on("CREATE UNIQUE INDEX \"on\" ON \"s\".t USING btree (a) WHERE (b > 1)"), table);
+        assert_eq!(on("CREATE INDEX i ON ONLY s.t USING btree (a)"), None);
+        let foreign = "ALTER TABLE ONLY s.t\n    ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES s.u(a)";
+        assert_eq!(statements(foreign)[0].constraint_on(&["foreign", "key"]), table);
+    }
+
     proptest! {
         #[test]
         fn any_text_is_taken_apart_without_loss_of_place(sql in "[a-z;'\"\\\\$\\-\nE é]{0,60}") {
             for statement in statements(&sql) {
                 prop_assert!(sql.contains(statement.text));
-                let _ = statement.on_database("x");
+                let _ = (statement.on_database("x"), statement.key_constraint(), statement.index_on());
             }
         }
 
