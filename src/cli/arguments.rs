@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::repository::{Level, Selector};
+use crate::{
+    config::NamePattern,
+    repository::{Level, Selector},
+};
 
 /// Backs up PostgreSQL, Redis and NATS JetStream to S3-compatible storage and proves that what it stored can be restored.
 #[derive(Debug, Parser)]
@@ -116,6 +119,9 @@ pub(super) struct Restore {
     /// Restore a source into another server; its password comes from ALTLAS_BACKUP_TARGET_<NAME>_PASSWORD, else from the source's own
     #[arg(long, value_name = "NAME=URL")]
     pub(super) target: Vec<String>,
+    /// Restore only the rows of these tables, by a pattern for `schema.table` (may be given several times); all others are there, empty
+    #[arg(long, value_name = "PATTERN", value_parser = pattern)]
+    pub(super) table: Vec<NamePattern>,
     /// Restore only this database, under the name TO (may be given several times)
     #[arg(long, value_name = "FROM=TO", value_parser = pair)]
     pub(super) database: Vec<(String, String)>,
@@ -160,6 +166,10 @@ pub(super) struct Keygen {
     /// Print the identity, as the text of such a file
     #[arg(long)]
     pub(super) print: bool,
+}
+
+fn pattern(text: &str) -> Result<NamePattern, String> {
+    NamePattern::new(text).ok_or_else(|| "a pattern must not be empty".to_owned())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

@@ -24,7 +24,11 @@ pub(super) async fn run(context: &Context, arguments: arguments::Restore, output
         selector: arguments.backup,
         sources: arguments.source,
         targets: arguments.target.iter().map(|text| target(text)).collect::<Result<_, _>>()?,
-        request: RestoreRequest { databases: arguments.database, overwrite: arguments.overwrite },
+        request: RestoreRequest {
+            databases: arguments.database,
+            tables: arguments.table,
+            overwrite: arguments.overwrite,
+        },
         to_rdb: arguments.to_rdb,
     };
     let planned = tokio::select! {

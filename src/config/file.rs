@@ -355,6 +355,12 @@ fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pos
     let tls = read_tls(section, url.as_ref(), ca_file.is_some());
     let password = read_password(section, name);
     let databases = read_patterns(section, "databases", "all databases");
+    let tables = read_patterns(section, "tables", "all tables");
+    let excluded = |key: &str| match section.texts(key) {
+        Some(texts) if !texts.is_empty() => read_patterns(section, key, "what is left out"),
+        _ => Vec::new(),
+    };
+    let (exclude_databases, exclude_tables) = (excluded("exclude_databases"), excluded("exclude_tables"));
     let tools_dir = section.path("tools_dir");
     let workers = section.integer("workers", 1..=16).unwrap_or(DEFAULT_WORKERS);
     let lock_timeout = section.duration("lock_timeout", Duration::from_secs(1)..=HOUR, "1s to 1h");
@@ -368,6 +374,9 @@ fn read_postgres(section: &Section<'_>, name: Option<&SourceName>) -> Option<Pos
         tls,
         ca_file,
         databases,
+        exclude_databases,
+        tables,
+        exclude_tables,
         tools_dir,
         workers,
         lock_timeout: lock_timeout.unwrap_or(DEFAULT_LOCK_TIMEOUT),

@@ -37,6 +37,9 @@ pub(super) const KEYS: &[&str] = &[
     "source.workers",
     "source.lock_timeout",
     "source.copy_format",
+    "source.exclude_databases",
+    "source.exclude_tables",
+    "source.tables",
     "schedule.name",
     "schedule.cron",
     "schedule.timezone",
@@ -91,7 +94,7 @@ pub(super) const KINDS: &[&str] = &["postgres", "redis", "nats"];
 
 /// Keys that only sources of some kinds have.
 const OF_SOME_KINDS: &[(&[&str], &[&str])] = &[
-    (&["postgres"], &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout", "copy_format"]),
+    (&["postgres"], &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout", "copy_format", "exclude_databases", "tables", "exclude_tables"]),
     (&["redis"], &["allow_server_dump"]),
     (&["nats"], &["token_file", "streams"]),
     (&["redis", "nats"], &["username"]),

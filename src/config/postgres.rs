@@ -375,6 +375,12 @@ pub struct PostgresConfig {
     pub ca_file: Option<PathBuf>,
     /// Which databases; at least one pattern.
     pub databases: Vec<NamePattern>,
+    /// Of these, which are not meant.
+    pub exclude_databases: Vec<NamePattern>,
+    /// Which tables' rows, as `schema.table`; at least one pattern.
+    pub tables: Vec<NamePattern>,
+    /// Of these, whose rows are not.
+    pub exclude_tables: Vec<NamePattern>,
     /// Where `pg_dump` and its like are looked for, and nowhere else; absent: the usual places.
     pub tools_dir: Option<PathBuf>,
     /// Connections that read rows at once, 1 to 16.
@@ -396,6 +402,9 @@ impl PostgresConfig {
             tls: None,
             ca_file: None,
             databases: Vec::new(),
+            exclude_databases: Vec::new(),
+            tables: Vec::new(),
+            exclude_tables: Vec::new(),
             tools_dir: None,
             workers: super::file::DEFAULT_WORKERS,
             lock_timeout: super::file::DEFAULT_LOCK_TIMEOUT,

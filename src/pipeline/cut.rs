@@ -8,7 +8,10 @@
 //!
 //! A stream without rows is cut after any byte, by a rolling hash of the 64 before it. The writer's policy, not the format (rule R5).
 
-use super::rows::{RowScanner, Rows, Scanned};
+use super::{
+    buffers::Buffers,
+    rows::{RowScanner, Rows, Scanned},
+};
 use crate::repository::{Fingerprint, MAX_PART};
 
 /// No cut before this many bytes, unless the artifact ends.
@@ -71,6 +74,18 @@ impl Cutter {
         match self {
             Self::Rows(cutter) => cutter.piece.len() as u64,
             Self::Slices(cutter) => cutter.piece.len() as u64,
+        }
+    }
+
+    /// Makes room for a piece that begins: a buffer that was used before.
+    pub(super) fn be_given(&mut self, buffers: &Buffers) {
+        let piece = match self {
+            Self::Rows(cutter) => &mut cutter.piece,
+            Self::Slices(cutter) => &mut cutter.piece,
+        };
+        if piece.capacity() < MIN_PART as usize {
+            let begun = std::mem::replace(piece, buffers.take());
+            piece.extend_from_slice(&begun);
         }
     }
 

@@ -9,6 +9,7 @@
 //! This module must not know what rows mean, nor what a server is.
 
 mod budget;
+mod buffers;
 mod clock;
 mod codec;
 mod cut;
@@ -54,7 +55,9 @@ impl Progress {
     }
     /// Says what is being done.
     pub fn set_phase(&self, phase: impl Into<String>) {
-        *self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = phase.into();
+        let phase = phase.into();
+        tracing::debug!("{phase}");
+        *self.phase.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = phase;
     }
     /// What is being done.
     pub fn phase(&self) -> String {

@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{
     Budget, Clock, Lease, PipelineError, Progress,
     budget::{BASE, MOST_WINDOW, Slot},
+    buffers::Buffers,
     codec,
     cut::{Cutter, Piece},
     rows::Rows,
@@ -63,6 +64,7 @@ pub struct Pipeline {
     budget: Budget,
     cpu: Semaphore,
     uploads: Semaphore,
+    buffers: Arc<Buffers>,
     known: Mutex<HashMap<[u8; 32], Known>>,
     reusable: ReusableParts,
     progress: Arc<Progress>,
@@ -91,6 +93,7 @@ impl Pipeline {
             budget,
             cpu: Semaphore::new(cores),
             uploads: Semaphore::new(uploads),
+            buffers: Arc::default(),
             known: Mutex::default(),
             reusable,
             progress,
@@ -135,11 +138,15 @@ impl Pipeline {
         let claim = {
             let mut known = self.known();
             match known.get(&content) {
-                Some(Known::Stored { part, .. }) => return Ok(reference(part.clone())),
+                Some(Known::Stored { part, .. }) => {
+                    self.buffers.give(plain);
+                    return Ok(reference(part.clone()));
+                }
                 Some(Known::Pending(done)) => Err(done.clone()),
                 None => match self.reusable.get(&content) {
                     Some((part, Reuse::Known)) => {
                         known.insert(content, Known::Stored { part: part.clone(), new: false });
+                        self.buffers.give(plain);
                         return Ok(reference(part.clone()));
                     }
                     found => {
@@ -154,7 +161,7 @@ impl Pipeline {
             Ok(ours) => ours,
             Err(mut pending) => {
                 // This copy of the plaintext is not needed.
-                drop(plain);
+                self.buffers.give(plain);
                 lease.shrink(0);
                 return match pending.wait_for(Option::is_some).await.map(|part| part.clone()) {
                     Ok(Some(part)) => Ok(reference(part)),
@@ -173,11 +180,10 @@ impl Pipeline {
         {
             return Ok(finished(part, false));
         }
-        let keys = self.epoch.keys.clone();
-        let (protection, level) = (self.epoch.protection.clone(), self.level);
+        let (buffers, protection, level) = (self.buffers.clone(), self.epoch.protection.clone(), self.level);
         let (stored, digest) = {
             let _cpu = self.cpu.acquire().await?;
-            blocking(move || codec::encode(&keys, &protection, level, plain, &content)).await??
+            blocking(move || codec::encode(&buffers, &protection, level, plain)).await??
         };
         let size = stored.len() as u64;
         lease.shrink(size);
@@ -576,6 +582,7 @@ impl Parts<'_> {
                     Some(lease) => lease.cover(need).await?,
                     None => self.lease = Some(self.snapshot.pipeline.budget.lease(BASE).await?),
                 }
+                self.cutter.be_given(&self.snapshot.pipeline.buffers);
                 let (taken, piece) = self.cutter.take(rest);
                 rest = &rest[taken..];
                 if let Some(piece) = piece {

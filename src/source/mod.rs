@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::error::{Cause, SourceError};
 use crate::{
-    config::{ConfigError, SourceSettings},
+    config::{ConfigError, NamePattern, SourceSettings},
     pipeline::{Cut, SnapshotReader, SnapshotWriter},
 };
 
@@ -243,6 +243,8 @@ pub struct Proof {
 pub struct RestoreRequest {
     /// Databases to restore, each under a name of its own; all under their own names where this is empty.
     pub databases: Vec<(String, String)>,
+    /// Of which tables to restore the rows, as patterns of `schema.table`; all where this is empty.
+    pub tables: Vec<NamePattern>,
     /// Replace what is there.
     pub overwrite: bool,
 }

@@ -15,6 +15,7 @@ mod cluster;
 mod damage;
 mod encryption;
 mod failures;
+mod fidelity;
 mod fixture;
 mod given;
 mod harness;

@@ -133,6 +133,12 @@ fn refusals(source: Version, streams: &[Stored], target: &Target, request: &Rest
     let name = &target.name;
     let mut refusals = Vec::new();
     let mut refuse = |what: String, hint: &str| refusals.push(Refusal { what, hint: hint.to_owned() });
+    if !request.tables.is_empty() {
+        refuse(
+            "`--table` chooses tables of PostgreSQL, and this is NATS".into(),
+            "name the sources to restore with `--source`, or leave `--table` out",
+        );
+    }
     if !request.databases.is_empty() {
         refuse(
             "`--database` chooses databases of PostgreSQL, and this is NATS".into(),

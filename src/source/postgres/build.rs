@@ -18,6 +18,7 @@ use super::{
     tools::Tools,
 };
 use crate::{
+    config::NamePattern,
     pipeline::{Artifact, Fingerprint, Format, PartRef, PipelineError, RowHasher, SnapshotReader},
     report,
     source::{Compared, Difference, RestoredItem, SourceError},
@@ -44,6 +45,17 @@ impl TableBuild {
 
     pub(super) fn shown(&self) -> String {
         catalog::shown(&self.detail.schema, &self.detail.table)
+    }
+
+    /// Does one of these patterns mean it?
+    pub(super) fn fits(&self, patterns: &[NamePattern]) -> bool {
+        let name = format!("{}.{}", self.detail.schema, self.detail.table);
+        patterns.iter().any(|pattern| pattern.matches(&name))
+    }
+
+    /// Is it an extension's configuration table?
+    pub(super) fn is_configuration(&self) -> bool {
+        self.detail.is_configuration
     }
 
     /// Schema and name.
@@ -89,8 +101,10 @@ pub(super) struct Build {
     large_objects: Option<(Artifact, Fingerprint)>,
     pub(super) rows: u64,
     pub(super) raw: u64,
-    /// Leave out where things are, and put them where the database is.
-    pub(super) without_tablespaces: bool,
+    /// Tablespaces that the target does not have: what is in them is made in the default one.
+    pub(super) missing_tablespaces: Vec<String>,
+    /// Tables of the snapshot that were not asked for: they are there without rows.
+    pub(super) not_asked_for: u64,
 }
 
 impl Build {
@@ -104,6 +118,7 @@ impl Build {
         detail: DatabaseDetail,
         to: String,
         temporary: String,
+        asked_for: &[NamePattern],
     ) -> Result<Self, SourceError> {
         let bad = |what: String| PostgresError::Detail { detail: what };
         let whole: SnapshotDetail =
@@ -123,8 +138,14 @@ impl Build {
                 tables.push(TableBuild { artifact: artifact.clone(), detail: table, fingerprint });
             }
         }
-        if large_objects.is_none() && detail.large_objects > 0 {
+        if large_objects.is_none() && detail.large_objects > 0 && asked_for.is_empty() {
             snapshot.artifact(&detail.large_objects_rows())?;
+        }
+        let all = tables.len();
+        tables.retain(|table| asked_for.is_empty() || table.fits(asked_for));
+        let not_asked_for = (all - tables.len()) as u64;
+        if !asked_for.is_empty() {
+            large_objects = None;
         }
         tables.sort_by_key(|table| std::cmp::Reverse(table.artifact.raw));
         let rows = tables.iter().map(|table| table.fingerprint.rows).sum();
@@ -140,8 +161,19 @@ impl Build {
             large_objects,
             rows,
             raw,
-            without_tablespaces: false,
+            missing_tablespaces: Vec::new(),
+            not_asked_for,
         })
+    }
+
+    /// How many large objects are restored.
+    pub(super) fn large_objects(&self) -> u64 {
+        if self.large_objects.is_some() { self.detail.large_objects } else { 0 }
+    }
+
+    /// Is there a table that this pattern means?
+    pub(super) fn has(&self, pattern: &NamePattern) -> bool {
+        self.tables.iter().any(|table| table.fits(std::slice::from_ref(pattern)))
     }
 
     pub(super) fn swap(&self) -> Swap {
@@ -157,10 +189,8 @@ pub(super) async fn create(session: &Session, snapshot: &SnapshotReader, build: 
         PostgresError::Detail { detail: format!("{} creates no database", build.detail.properties_sql()) }
     })?;
     let mut statement = create.on_database(&build.temporary);
-    if build.without_tablespaces
-        && let Some(create) = sql::statements(&statement).first().map(sql::Statement::without_tablespace)
-    {
-        statement = create;
+    if let [create, ..] = &sql::statements(&statement)[..] {
+        statement = create.without_tablespace(|name| build.missing_tablespaces.iter().any(|one| one == name));
     }
     session.batch_execute(&statement).await.map_err(query(format!("creating database `{}`", build.temporary)))?;
     Ok(())
@@ -180,13 +210,13 @@ pub(super) async fn properties(session: &Session, snapshot: &SnapshotReader, bui
     Ok(())
 }
 
-/// Definitions, rows, definitions, sequences.
+/// Definitions, rows, definitions, sequences. Returns what to know, in words.
 pub(super) async fn fill(
     server: &Server,
     snapshot: &SnapshotReader,
     psql: &Tools,
     build: &Build,
-) -> Result<(), SourceError> {
+) -> Result<Vec<String>, SourceError> {
     let progress = snapshot.progress();
     progress.set_phase(format!("definitions of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
@@ -199,8 +229,9 @@ pub(super) async fn fill(
         large_objects::load(&session, snapshot, rows).await?;
     }
     progress.set_phase(format!("indexes and constraints of {}", build.to));
-    post_data(server, snapshot, psql, build).await?;
-    run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await
+    let notes = post_data(server, snapshot, psql, build).await?;
+    run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await?;
+    Ok(notes)
 }
 
 /// What comes after the rows, by several connections. A script that is not in UTF-8, or that is very long, is `psql`'s alone.
@@ -209,13 +240,16 @@ async fn post_data(
     snapshot: &SnapshotReader,
     psql: &Tools,
     build: &Build,
-) -> Result<(), SourceError> {
+) -> Result<Vec<String>, SourceError> {
     let artifact = snapshot.artifact(&build.detail.post_data_sql())?;
     let text = match build.detail.encoding.as_str() {
         "UTF8" if artifact.raw <= MOST_STATEMENTS => snapshot.text(artifact, MOST_STATEMENTS).await?,
-        _ => return run_sql(server, snapshot, psql, build, &artifact.path).await,
+        _ => {
+            run_sql(server, snapshot, psql, build, &artifact.path).await?;
+            return Ok(Vec::new());
+        }
     };
-    let text = if build.without_tablespaces { sql::without_tablespaces(&text) } else { text };
+    let text = sql::without_tablespaces(&text, &build.missing_tablespaces);
     let name = |(schema, table): (&str, &str)| (schema.to_owned(), table.to_owned());
     let sizes = build.tables.iter().map(|table| (name(table.name()), table.raw())).collect();
     Ok(post_data::run(server, build, sizes, &text).await?)
@@ -235,10 +269,27 @@ pub(super) async fn define(
     run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await
 }
 
-/// Statistics for the planner.
-pub(super) async fn analyze(server: &Server, build: &Build) -> Result<(), SourceError> {
+/// Statistics for the planner, of several tables at a time. Returns what could not be looked at, in words: nothing is lost by that.
+pub(super) async fn analyze(server: &Server, snapshot: &SnapshotReader, build: &Build) -> Result<Vec<String>, SourceError> {
+    snapshot.progress().set_phase(format!("statistics of {}", build.to));
     let session = server.connect(&build.temporary).await?;
-    Ok(session.batch_execute("ANALYZE").await.map_err(query(format!("ANALYZE of `{}`", build.temporary)))?)
+    let queue = Mutex::new(VecDeque::from(catalog::analyzable(&session).await?));
+    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+    let worker = async || {
+        let mut notes = Vec::new();
+        let session = server.connect(&build.temporary).await?;
+        while let Some((schema, table)) = next() {
+            let shown = catalog::shown(&schema, &table);
+            let done = session.batch_execute(&format!("ANALYZE {}", sql::qualified(&schema, &table))).await;
+            match done.map_err(query(format!("ANALYZE {shown} in database `{}`", build.to))) {
+                // A table with a partition on another server, for one.
+                Err(error @ PostgresError::Query { state: Some(_), .. }) => notes.push(error.to_string()),
+                done => done?,
+            }
+        }
+        Ok::<_, SourceError>(notes)
+    };
+    Ok(try_join_all((0..server.config.workers).map(|_| worker())).await?.into_iter().flatten().collect())
 }
 
 /// Every sequence, and the rows of every table, beside what was captured.
@@ -294,18 +345,35 @@ async fn run_sql(
         .env("PGOPTIONS", "-c client_min_messages=warning -c client_connection_check_interval=10000 -c statement_timeout=0 -c default_transaction_read_only=off -c synchronous_commit=off")
         .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"])
         .feed(&format!("{path} of database `{}`", build.to))?;
-    let names_tablespaces = !build.detail.tablespaces.is_empty() && path != build.detail.large_objects_sql();
-    if build.without_tablespaces && names_tablespaces {
+    if !build.missing_tablespaces.is_empty() && path != build.detail.large_objects_sql() {
         // Few databases have any, and their definitions are short beside their rows.
         let text = snapshot.text(artifact, MOST_TEXT).await?;
-        running.write(sql::without_tablespaces(&text).as_bytes()).await?;
-        return Ok(running.finish().await?);
+        running.write(sql::without_tablespaces(&text, &build.missing_tablespaces).as_bytes()).await?;
+        return match running.finish().await {
+            Err(error) => Err(with_object(snapshot, artifact, error).await.into()),
+            Ok(()) => Ok(()),
+        };
     }
     let mut parts = std::pin::pin!(snapshot.open(artifact));
     while let Some(part) = parts.next().await {
         running.write(&part?).await?;
     }
-    Ok(running.finish().await?)
+    match running.finish().await {
+        Err(error) => Err(with_object(snapshot, artifact, error).await.into()),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// What `psql` said with the object that the statement was for: it tells a line only.
+async fn with_object(snapshot: &SnapshotReader, artifact: &Artifact, mut error: PostgresError) -> PostgresError {
+    if let PostgresError::Program { what, stderr, .. } = &mut error
+        && let Some(line) = stderr.split("psql:<stdin>:").nth(1).and_then(|rest| rest.split(':').next()?.parse().ok())
+        && let Ok(text) = snapshot.text(artifact, MOST_STATEMENTS).await
+        && let Some(statement) = sql::statement_at(&text, line)
+    {
+        *what = format!("{what}, at {}", post_data::shown(&statement));
+    }
+    error
 }
 
 /// A table's fingerprint as it was captured, and as it is now.
@@ -345,12 +413,12 @@ async fn fingerprint(
     statement: &str,
     shown: String,
 ) -> Result<Fingerprint, PostgresError> {
-    let failed = || query(format!("reading back {shown}"));
+    let failed = |error| query(format!("reading back {shown}"))(error);
     let not_rows = || PostgresError::Detail { detail: format!("{shown} is said to be no rows") };
     let mut hasher = RowHasher::new(copy::rows(format).ok_or_else(not_rows)?, seed);
-    let rows = session.copy_out(statement).await.map_err(failed())?;
+    let rows = session.copy_out(statement).await.map_err(failed)?;
     let mut rows = std::pin::pin!(rows);
-    while let Some(chunk) = rows.try_next().await.map_err(failed())? {
+    while let Some(chunk) = rows.try_next().await.map_err(failed)? {
         hasher.update(&chunk);
     }
     hasher.finish().ok_or(PostgresError::TornRows { table: shown })

@@ -14,7 +14,7 @@ use super::{
     error::{PostgresError, query},
     inventory, large_objects,
     rows::{self, Reading},
-    sql, throwaway,
+    selection, sql, throwaway,
     tools::Tools,
 };
 use crate::{
@@ -69,6 +69,9 @@ pub(super) struct DatabaseDetail {
     /// How many large objects.
     #[serde(default)]
     pub(super) large_objects: u64,
+    /// Tables whose definitions are there and whose rows are not: schema and name.
+    #[serde(default)]
+    pub(super) left_out: Vec<(String, String)>,
     pub(super) extensions: Vec<Extension>,
     pub(super) tablespaces: Vec<String>,
     /// Settings that the rows were read under, as statements: the same are needed to load them.
@@ -137,7 +140,7 @@ impl PostgresCapture {
         Tools::find(tools_dir, "pg_dumpall", version.major).await?;
         let role = catalog::role(&session).await?;
         let listed = catalog::databases(&session).await?;
-        let (names, closed) = catalog::choose(&listed, &server.config.databases, &server.name())?;
+        let (names, closed) = catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
         let mut uncovered: Vec<String> =
             closed.iter().map(|name| format!("database `{name}`, which accepts no connections")).collect();
         if !role.reads_passwords {
@@ -148,6 +151,10 @@ impl PostgresCapture {
         let mut databases = Vec::with_capacity(names.len());
         for name in &names {
             databases.push(hold(server, name, &role.name, into).await?);
+        }
+        selection::all_fit(&server.config, databases.iter().map(|held: &HeldDatabase| &held.relations[..]))?;
+        for held in &databases {
+            uncovered.extend(selection::uncovered(&held.detail.name, &held.relations));
         }
         let (server, reads_passwords) = (server.clone(), role.reads_passwords);
         Ok(Self { server, tools, version, reads_passwords, bootstrap, marks, databases, uncovered })
@@ -191,13 +198,14 @@ async fn try_hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter
     let mut cut = Cut::between(asked, answered, serde_json::Value::Null);
     cut.anchor = json!({"database": name, "at": cut.at, "lsn": lsn, "snapshot": snapshot});
     let mut relations = catalog::relations(&holder).await?;
-    if let Some(what) = catalog::not_supported(&holder, &relations).await? {
-        return Err(PostgresError::NotSupported { database: name.to_owned(), what });
+    selection::leave_out(&server.config, catalog::is_standby(&holder).await?, &mut relations);
+    if let Some((table, by)) = catalog::needed_of_left_out(&holder, &relations).await? {
+        return Err(PostgresError::LeftOut { database: name.to_owned(), table, by });
     }
     // The content of a materialized view is made anew by its query: nothing of it is read.
     let unreadable: Vec<String> = relations
         .iter()
-        .filter(|relation| !relation.readable && relation.kind != RelationKind::MaterializedView)
+        .filter(|relation| relation.must_be_readable() && !relation.readable)
         .map(Relation::shown)
         .chain(large_objects::unreadable(&holder).await?)
         .collect();
@@ -234,6 +242,7 @@ async fn try_hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter
         tables,
         objects,
         large_objects,
+        left_out: relations.iter().filter(|one| one.left_out.is_some()).map(|one| one.names()).collect(),
         extensions,
         tablespaces,
     };
@@ -363,36 +372,45 @@ impl PostgresCapture {
                 program.args(["--no-password", LEAVE_OUT_LARGE_OBJECTS, &snapshot, &timeout]).args(restrict.clone()),
             )
         };
-        for (section, path) in [("pre-data", detail.pre_data_sql()), ("post-data", detail.post_data_sql())] {
+        let section = async |section: &str, path: String| {
             let mut writer = into.artifact(path, Format::Sql).await?;
             let what = format!("the {section} definitions of database `{}`", detail.name);
             common()?.args([format!("--section={section}")]).run_into(&what, &mut writer).await?;
             writer.finish(serde_json::Value::Null).await?;
-        }
+            Ok::<_, SourceError>(())
+        };
         // With every schema left out, `--create` still says all that there is to say of the database itself.
-        let what = format!("the properties of database `{}`", detail.name);
-        let printed = common()?
-            .args(["--create", "--schema-only", "--encoding=UTF8", "--exclude-schema=*"])
-            .output(&what, MOST_PROPERTIES)
-            .await?;
-        let printed = String::from_utf8_lossy(&printed);
-        let mut properties = String::new();
-        for statement in sql::statements(&printed).iter().filter(|statement| statement.is_on_database(&detail.name)) {
-            properties.push_str(statement.text);
-            properties.push_str(";\n");
-        }
-        let mut writer = into.artifact(detail.properties_sql(), Format::Sql).await?;
-        writer.write(properties.as_bytes()).await?;
-        writer.finish(serde_json::Value::Null).await?;
-        // In the holder's snapshot, as `pg_dump` was.
-        let mut writer = into.artifact(detail.inventory_txt(), Format::Text).await?;
-        writer.write(inventory::take(&held.holder).await?.as_bytes()).await?;
-        writer.finish(serde_json::Value::Null).await?;
-        if detail.large_objects > 0 {
-            let mut writer = into.artifact(detail.large_objects_sql(), Format::Sql).await?;
-            large_objects::statements(&held.holder, &mut writer).await?;
+        let properties = async {
+            let what = format!("the properties of database `{}`", detail.name);
+            let printed = common()?
+                .args(["--create", "--schema-only", "--encoding=UTF8", "--exclude-schema=*"])
+                .output(&what, MOST_PROPERTIES)
+                .await?;
+            let printed = String::from_utf8_lossy(&printed);
+            let mut properties = String::new();
+            for statement in sql::statements(&printed).iter().filter(|statement| statement.is_on_database(&detail.name)) {
+                properties.push_str(statement.text);
+                properties.push_str(";\n");
+            }
+            let mut writer = into.artifact(detail.properties_sql(), Format::Sql).await?;
+            writer.write(properties.as_bytes()).await?;
             writer.finish(serde_json::Value::Null).await?;
-        }
+            Ok::<_, SourceError>(())
+        };
+        // In the holder's snapshot, as `pg_dump` was.
+        let by_the_holder = async {
+            let mut writer = into.artifact(detail.inventory_txt(), Format::Text).await?;
+            writer.write(inventory::take(&held.holder).await?.as_bytes()).await?;
+            writer.finish(serde_json::Value::Null).await?;
+            if detail.large_objects > 0 {
+                let mut writer = into.artifact(detail.large_objects_sql(), Format::Sql).await?;
+                large_objects::statements(&held.holder, &mut writer).await?;
+                writer.finish(serde_json::Value::Null).await?;
+            }
+            Ok::<_, SourceError>(())
+        };
+        let (pre_data, post_data) = (section("pre-data", detail.pre_data_sql()), section("post-data", detail.post_data_sql()));
+        tokio::try_join!(pre_data, post_data, properties, by_the_holder)?;
         Ok(())
     }
 

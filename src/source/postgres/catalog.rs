@@ -90,8 +90,11 @@ pub(super) async fn databases(session: &Session) -> Result<Vec<ListedDatabase>, 
 pub(super) fn choose(
     listed: &[ListedDatabase],
     patterns: &[NamePattern],
+    exclude: &[NamePattern],
     server: &str,
 ) -> Result<(Vec<String>, Vec<String>), PostgresError> {
+    let is_excluded = |database: &ListedDatabase| exclude.iter().any(|pattern| pattern.matches(&database.name));
+    let listed: Vec<&ListedDatabase> = listed.iter().filter(|database| !is_excluded(database)).collect();
     for pattern in patterns {
         let fits = || listed.iter().filter(|database| pattern.matches(&database.name));
         match fits().next() {
@@ -113,7 +116,8 @@ pub(super) fn choose(
             _ => {}
         }
     }
-    let meant = listed.iter().filter(|database| patterns.iter().any(|pattern| pattern.matches(&database.name)));
+    let meant =
+        listed.into_iter().filter(|database| patterns.iter().any(|pattern| pattern.matches(&database.name)));
     let (open, closed): (Vec<_>, Vec<_>) = meant.partition(|database| database.accepts_connections);
     let names = |list: Vec<&ListedDatabase>| list.into_iter().map(|database| database.name.clone()).collect();
     Ok((names(open), names(closed)))
@@ -129,7 +133,8 @@ pub(super) enum RelationKind {
     Foreign,
 }
 
-/// A relation of the user's: not of the system, not temporary, not a member of an extension.
+/// A relation of the user's: not of the system, not temporary, not a member of an extension, unless one that the extension has declared to hold
+/// what users configure.
 #[derive(Clone, Debug)]
 pub(super) struct Relation {
     pub(super) oid: u32,
@@ -144,6 +149,14 @@ pub(super) struct Relation {
     pub(super) pages: u32,
     /// Is it stored as a heap, whose pages can be read one after the other?
     pub(super) is_heap: bool,
+    /// Is it an extension's, and declared to hold what users configure?
+    pub(super) is_configuration: bool,
+    /// Of an extension's configuration table: `WHERE …` that tells the user's rows from the extension's own, if there is such a thing.
+    pub(super) condition: String,
+    /// Unlogged: a standby has none of its rows.
+    pub(super) is_unlogged: bool,
+    /// Why its rows are not read, in words that follow its name.
+    pub(super) left_out: Option<String>,
     /// Has every column a type whose binary form is the same on every server?
     pub(super) is_binary: bool,
     /// May the role read all of it?
@@ -153,6 +166,16 @@ pub(super) struct Relation {
 impl Relation {
     pub(super) fn sql(&self) -> String {
         sql::qualified(&self.schema, &self.name)
+    }
+
+    /// Schema and name.
+    pub(super) fn names(&self) -> (String, String) {
+        (self.schema.clone(), self.name.clone())
+    }
+
+    /// Is anything of it read? Not of a materialized view, which its query makes anew, nor of a foreign table.
+    pub(super) fn must_be_readable(&self) -> bool {
+        !matches!(self.kind, RelationKind::MaterializedView | RelationKind::Foreign)
     }
 
     /// For people and paths: quoted only where it must be, so that two relations never read the same.
@@ -178,6 +201,13 @@ const USERS: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_t
      AND n.nspname !~ '^pg_(temp|toast_temp)_' AND c.relpersistence <> 't' \
      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// Relations that a capture cares for: the user's, and what extensions have declared to be configuration (PostgreSQL documentation, 38.17.3).
+const CAPTURED: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
+     AND n.nspname !~ '^pg_(temp|toast_temp)_' AND c.relpersistence <> 't' \
+     AND (c.relkind IN ('r', 'S') AND c.oid IN (SELECT pg_catalog.unnest(x.extconfig) FROM pg_catalog.pg_extension x) \
+         OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+             WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e'))";
 
 /// Types of which COPY's binary form is the same on every server: no OIDs in it that another server has given to something else, nothing that
 /// depends on a version or a setting. With them, their arrays and ranges of them, whose OIDs are fixed, enumerations (their labels), and domains
@@ -216,9 +246,12 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
                 "SELECT c.oid, c.relkind::text, n.nspname::text, c.relname::text, \
                  pg_catalog.has_schema_privilege(n.oid, 'USAGE') AND pg_catalog.has_table_privilege(c.oid, 'SELECT') \
                      AND NOT pg_catalog.row_security_active(c.oid), \
-                 c.relam IN (SELECT oid FROM pg_catalog.pg_am WHERE amname = 'heap') \
+                 c.relam IN (SELECT oid FROM pg_catalog.pg_am WHERE amname = 'heap'), c.relpersistence = 'u', \
+                 coalesce((SELECT x.extcondition[pg_catalog.array_position(x.extconfig, c.oid)] FROM pg_catalog.pg_extension x \
+                     WHERE c.oid = ANY (x.extconfig) LIMIT 1), ''), \
+                 c.oid IN (SELECT pg_catalog.unnest(x.extconfig) FROM pg_catalog.pg_extension x) \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f') AND {USERS} ORDER BY 3, 4"
+                 WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f') AND {CAPTURED} ORDER BY 3, 4"
             ),
             &[],
         )
@@ -246,6 +279,10 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
             size: 0,
             pages: 0,
             is_heap: row.get(5),
+            is_unlogged: row.get(6),
+            condition: row.get(7),
+            is_configuration: row.get(8),
+            left_out: None,
             is_binary,
             readable: readable.unwrap_or(true),
         });
@@ -262,7 +299,7 @@ pub(super) async fn measure(session: &Session, relations: &mut [Relation]) -> Re
                 "SELECT c.oid, coalesce(pg_catalog.pg_table_size(c.oid), 0), coalesce(pg_catalog.pg_relation_size(c.oid), 0) \
                      / pg_catalog.current_setting('block_size')::int8 \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind = 'r' AND {USERS}"
+                 WHERE c.relkind = 'r' AND {CAPTURED}"
             ),
             &[],
         )
@@ -300,7 +337,7 @@ pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, P
             &format!(
                 "SELECT n.nspname::text, c.relname::text \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind = 'r' AND {USERS} \
+                 WHERE c.relkind = 'r' AND {CAPTURED} \
                  AND (c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) \
                       OR pg_catalog.to_regclass(pg_catalog.format('%I.%I', n.nspname, c.relname))::pg_catalog.oid \
                          IS DISTINCT FROM c.oid) LIMIT 1"
@@ -321,23 +358,48 @@ pub(super) async fn available_extensions(session: &Session) -> Result<HashSet<St
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// What the database holds that this version does not capture, in words.
-pub(super) async fn not_supported(session: &Session, relations: &[Relation]) -> Result<Option<String>, PostgresError> {
-    let failed = || query(format!("looking for extensions in database `{}`", session.database));
-    let row = session
-        .query_opt(
-            "SELECT extname::text FROM pg_catalog.pg_extension \
-             WHERE extconfig IS NOT NULL AND pg_catalog.cardinality(extconfig) > 0 ORDER BY 1 LIMIT 1",
+/// Which of the tables whose rows are left out others refer to, whose rows are not: `a` and `b` where a foreign key leads from `b` to `a`. Without `a`'s
+/// rows the key could not be restored.
+pub(super) async fn needed_of_left_out(
+    session: &Session,
+    relations: &[Relation],
+) -> Result<Option<(String, String)>, PostgresError> {
+    let of = |is_left_out: bool| -> HashMap<u32, &Relation> {
+        let tables = relations.iter().filter(|relation| relation.kind == RelationKind::Table);
+        tables.filter(|table| table.left_out.is_some() == is_left_out).map(|table| (table.oid, table)).collect()
+    };
+    let (left_out, read) = (of(true), of(false));
+    if left_out.is_empty() {
+        return Ok(None);
+    }
+    let rows = session
+        .query("SELECT confrelid, conrelid FROM pg_catalog.pg_constraint WHERE contype = 'f'", &[])
+        .await
+        .map_err(query(format!("reading foreign keys of database `{}`", session.database)))?;
+    let pair = |row: &tokio_postgres::Row| {
+        Some((left_out.get(&row.get::<_, u32>(0))?.shown(), read.get(&row.get::<_, u32>(1))?.shown()))
+    };
+    Ok(rows.iter().find_map(pair))
+}
+
+/// What statistics are gathered of, largest first: schema and name.
+pub(super) async fn analyzable(session: &Session) -> Result<Vec<(String, String)>, PostgresError> {
+    let rows = session
+        .query(
+            "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE c.relkind IN ('r', 'm', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
+             AND n.nspname !~ '^pg_(temp|toast_temp)_' ORDER BY c.relpages DESC, c.reltuples DESC",
             &[],
         )
         .await
-        .map_err(failed())?;
-    if let Some(row) = row {
-        let name: String = row.get(0);
-        return Ok(Some(format!("configuration tables of extension `{name}`")));
-    }
-    let foreign = relations.iter().find(|relation| relation.kind == RelationKind::Foreign);
-    Ok(foreign.map(|relation| format!("foreign table {}", relation.shown())))
+        .map_err(query(format!("listing the tables of database `{}`", session.database)))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Is the server a standby?
+pub(super) async fn is_standby(session: &Session) -> Result<bool, PostgresError> {
+    let row = session.query_one("SELECT pg_catalog.pg_is_in_recovery()", &[]).await;
+    Ok(row.map_err(query("asking whether the server is a standby"))?.get(0))
 }
 
 /// An extension.
@@ -508,12 +570,18 @@ mod tests {
             .into();
         let choose = |patterns: &[&str]| {
             let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(p).unwrap()).collect();
-            choose(&listed, &patterns, "host:5432")
+            choose(&listed, &patterns, &[], "host:5432")
         };
         let (open, closed) = choose(&["*"]).unwrap();
         assert_eq!(open, ["altlas", "postgres"]);
         assert_eq!(closed, ["closed"]);
         assert_eq!(choose(&["alt*", "altlas"]).unwrap().0, ["altlas"]);
+        let without = |patterns: &[&str], exclude: &str| {
+            let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(p).unwrap()).collect();
+            super::choose(&listed, &patterns, &[NamePattern::new(exclude).unwrap()], "host:5432")
+        };
+        assert_eq!(without(&["*"], "post*").unwrap().0, ["altlas"]);
+        assert!(matches!(without(&["postgres"], "post*"), Err(PostgresError::NoSuchDatabase { .. })));
         assert!(matches!(choose(&["altlas_db"]), Err(PostgresError::NoSuchDatabase { .. })));
         assert!(matches!(choose(&["altlas", "app*"]), Err(PostgresError::NoMatch { .. })));
         assert!(matches!(choose(&["closed"]), Err(PostgresError::ClosedDatabase { .. })));

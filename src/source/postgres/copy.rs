@@ -16,6 +16,12 @@ pub(super) struct TableDetail {
     pub(super) table: String,
     /// Columns whose values the rows hold, in order; none where COPY names the table alone.
     pub(super) columns: Vec<String>,
+    /// Is it an extension's configuration table? Then the extension has made it, with its keys and triggers, before its rows come.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) is_configuration: bool,
+    /// Of an extension's configuration table: which rows, `WHERE …`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) condition: String,
     /// The statement that loads the rows.
     pub(super) copy: String,
 }
@@ -36,6 +42,8 @@ impl TableDetail {
             schema: table.schema.clone(),
             table: table.name.clone(),
             columns: table.columns.clone(),
+            is_configuration: table.is_configuration,
+            condition: table.condition.clone(),
             copy: String::new(),
         };
         detail.copy = format!("COPY {}{} FROM STDIN {}", detail.name(), detail.column_list(), options(format, encoding));
@@ -57,7 +65,11 @@ impl TableDetail {
 
     /// The statement that reads all rows as they are stored.
     pub(super) fn copy_out(&self, format: Format, encoding: &str) -> String {
-        format!("COPY {}{} TO STDOUT {}", self.name(), self.column_list(), options(format, encoding))
+        let rows = match self.condition.as_str() {
+            "" => format!("{}{}", self.name(), self.column_list()),
+            condition => format!("(SELECT {} FROM ONLY {} {condition})", self.columns(), self.name()),
+        };
+        format!("COPY {rows} TO STDOUT {}", options(format, encoding))
     }
 
     /// The same, of the rows on pages `from..to` of the heap.

@@ -138,6 +138,22 @@ pub enum PostgresError {
         /// What.
         what: String,
     },
+    /// Rows that are left out are needed by others that are not.
+    #[error("the rows of {table} in database `{database}` are left out, and {by}, whose rows are not, refers to them by a foreign key that could not be restored")]
+    LeftOut {
+        /// The database.
+        database: String,
+        /// The table that is left out.
+        table: String,
+        /// The one that needs it.
+        by: String,
+    },
+    /// A pattern of tables fits none.
+    #[error("no table fits the pattern `{pattern}`")]
+    NoTable {
+        /// The pattern.
+        pattern: String,
+    },
     /// A relation was truncated, rewritten or dropped between the snapshot and its lock, again and again.
     #[error("{relation} in database `{database}` was rewritten, truncated, renamed or dropped while it was captured ({})", report::count(u64::from(*attempts), "attempt"))]
     Changed {
@@ -315,6 +331,8 @@ impl PostgresError {
             ),
             Self::Unreadable { role, .. } => format!("GRANT pg_read_all_data TO \"{role}\"; tables with row security need BYPASSRLS too"),
             Self::NotSupported { database, .. } => format!("name the other databases in `databases`, and back `{database}` up by other means"),
+            Self::LeftOut { .. } => "leave out the rows of both, or of neither".into(),
+            Self::NoTable { .. } => "patterns are of `schema.table`, as in \"public.orders\" or \"audit.*\"".into(),
             Self::Changed { .. } => "run the backup when nothing truncates or rewrites tables".into(),
             Self::Empty { .. } => "check that this is the right server; `allow_empty = true` lets a server without tables pass".into(),
             Self::TornRows { .. } | Self::TornObjects { .. } => "check the connection to the server and its log".into(),

@@ -8,6 +8,7 @@ mod capture;
 mod catalog;
 mod connect;
 mod copy;
+mod discard;
 mod error;
 mod inventory;
 mod large_objects;
@@ -17,6 +18,7 @@ mod proof;
 mod restore;
 mod roles;
 mod rows;
+mod selection;
 mod sql;
 mod swap;
 mod throwaway;
@@ -85,20 +87,25 @@ impl Source for PostgresSource {
             add(Level::Warning, format!("role `{}` cannot read passwords of roles: they are not backed up", role.name));
         }
         let listed = catalog::databases(&session).await?;
-        let (names, closed) = catalog::choose(&listed, &server.config.databases, &server.name())?;
+        let (names, closed) = catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
         for name in closed {
             add(Level::Warning, format!("database `{name}` accepts no connections and is not backed up"));
         }
-        let mut holds = 0;
+        let is_standby = catalog::is_standby(&session).await?;
+        let (mut holds, mut seen) = (0, Vec::new());
         for name in &names {
             let session = server.connect(name).await?;
             let mut relations = catalog::relations(&session).await?;
-            if let Some(what) = catalog::not_supported(&session, &relations).await? {
-                return Err(PostgresError::NotSupported { database: name.clone(), what }.into());
+            selection::leave_out(&server.config, is_standby, &mut relations);
+            if let Some((table, by)) = catalog::needed_of_left_out(&session, &relations).await? {
+                return Err(PostgresError::LeftOut { database: name.clone(), table, by }.into());
+            }
+            for what in selection::uncovered(name, &relations) {
+                add(Level::Warning, format!("{what}: not backed up"));
             }
             let unreadable: Vec<String> = relations
                 .iter()
-                .filter(|relation| !relation.readable && relation.kind != RelationKind::MaterializedView)
+                .filter(|relation| relation.must_be_readable() && !relation.readable)
                 .map(catalog::Relation::shown)
                 .chain(large_objects::unreadable(&session).await?)
                 .collect();
@@ -122,7 +129,9 @@ impl Source for PostgresSource {
                 report::bytes(size)
             );
             add(Level::Ok, text);
+            seen.push(relations);
         }
+        selection::all_fit(&server.config, seen.iter().map(Vec::as_slice))?;
         match holds {
             0 => Err(PostgresError::Empty { server: server.name(), databases: names }.into()),
             _ => Ok(()),

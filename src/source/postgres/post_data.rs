@@ -59,7 +59,8 @@ struct Plan<'a> {
     stop: usize,
 }
 
-fn shown(statement: &Statement<'_>) -> String {
+/// A statement in a few words.
+pub(super) fn shown(statement: &Statement<'_>) -> String {
     let words: Vec<&str> = statement.subject().split_whitespace().collect();
     words.join(" ").chars().take(SHOWN).collect()
 }
@@ -118,7 +119,14 @@ fn needs_something(error: &PostgresError) -> bool {
 }
 
 /// Carries out a script of post-data definitions, `text`, in the database of `build`.
-pub(super) async fn run(server: &Server, build: &Build, sizes: HashMap<Name, u64>, text: &str) -> Result<(), PostgresError> {
+///
+/// Where only some tables' rows were asked for, foreign keys to or from others are not validated. Returns what to know, in words.
+pub(super) async fn run(
+    server: &Server,
+    build: &Build,
+    sizes: HashMap<Name, u64>,
+    text: &str,
+) -> Result<Vec<String>, PostgresError> {
     let script = sql::statements(text);
     let Plan { settings, mut builds, ordered, mut validations, stop } = Plan::new(&script, &sizes);
     let size = |job: &Job<'_>| {
@@ -137,8 +145,15 @@ pub(super) async fn run(server: &Server, build: &Build, sizes: HashMap<Name, u64
 
     let session = place.session().await?;
     let (before, after): (Vec<Step<'_>>, Vec<Step<'_>>) = steps.into_iter().partition(|step| step.n < stop);
+    let mut notes = Vec::new();
+    if build.not_asked_for > 0 {
+        let is_whole = |n: usize| script[n].references().is_some_and(|table| sizes.contains_key(&table));
+        validations.retain(|n, _| is_whole(*n));
+    }
     for step in before {
         match place.step(&session, &step).await {
+            Err(error) if build.not_asked_for > 0 && script[step.n].references().is_some() => notes.push(error.to_string()),
+            Err(error) if is_refresh(&script[step.n]) && is_elsewhere(&error) => notes.push(error.to_string()),
             // A partitioned table has no foreign key that is not valid, for one.
             Err(error) if validations.contains_key(&step.n) => {
                 tracing::debug!("{}: {error}; once more in its own words", step.what);
@@ -151,9 +166,22 @@ pub(super) async fn run(server: &Server, build: &Build, sizes: HashMap<Name, u64
     let validations = validations.into_values().map(|step| vec![step]).collect();
     place.several(validations, false).await?;
     for step in after {
-        place.step(&session, &step).await?;
+        match place.step(&session, &step).await {
+            Err(error) if is_refresh(&script[step.n]) && is_elsewhere(&error) => notes.push(error.to_string()),
+            result => result?,
+        }
     }
-    Ok(())
+    Ok(notes)
+}
+
+fn is_refresh(statement: &Statement<'_>) -> bool {
+    statement.begins(&["refresh", "materialized", "view"])
+}
+
+/// Is this error of another server or of a file, which a foreign table is a view of? Classes HV, 08 and 58.
+fn is_elsewhere(error: &PostgresError) -> bool {
+    let classes = [b"HV", b"08", b"58"];
+    matches!(error, PostgresError::Query { state: Some(state), .. } if classes.iter().any(|class| state.starts_with(*class)))
 }
 
 /// Where a script is carried out.

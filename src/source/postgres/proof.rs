@@ -19,9 +19,9 @@ use super::{
     capture::{GLOBALS, LEAVE_OUT_LARGE_OBJECTS, SnapshotDetail, restrict_argument_for},
     catalog::{self, RelationKind},
     connect::{Server, Session},
+    discard,
     error::PostgresError,
     inventory, large_objects, roles, sql,
-    sql::Statement,
     throwaway,
     tools::Tools,
 };
@@ -74,14 +74,15 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     roles::apply(&session, &statements).await.map_err(PostgresError::while_restoring)?;
     let mut builds = Vec::new();
     for (n, database) in detail.databases.iter().enumerate() {
-        let mut build = Build::new(snapshot, database.clone(), database.name.clone(), throwaway::built(n))?;
-        build.without_tablespaces = true;
+        let mut build = Build::new(snapshot, database.clone(), database.name.clone(), throwaway::built(n), &[])?;
+        build.missing_tablespaces = database.tablespaces.clone();
         let filled = async {
             build::create(&session, snapshot, &build).await?;
-            build::fill(server, snapshot, &psql, &build).await?;
-            build::properties(&session, snapshot, &build).await
+            let notes = build::fill(server, snapshot, &psql, &build).await?;
+            build::properties(&session, snapshot, &build).await?;
+            Ok(notes)
         };
-        filled.await.map_err(while_restoring)?;
+        proof.notes.extend(filled.await.map_err(while_restoring)?);
         builds.push(build);
     }
     proof.restored = began.elapsed();
@@ -100,9 +101,10 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
             }
         }
         proof.differences.extend(unknown_relations(server, build).await?);
-        let again =
-            Build::new(snapshot, build.detail().clone(), build.to.clone(), throwaway::built(detail.databases.len()))?;
+        let mut again =
+            Build::new(snapshot, build.detail().clone(), build.to.clone(), throwaway::built(detail.databases.len()), &[])?;
         let place = Place { server, session: &session, tools: &tools, psql: &psql, snapshot };
+        again.missing_tablespaces = build.missing_tablespaces.clone();
         let again = authentic.then_some(again);
         let (differences, notes) = place.definitions(build, again).await?;
         proof.differences.extend(differences);
@@ -237,7 +239,8 @@ async fn unknown_relations(server: &Server, build: &Build) -> Result<Vec<Differe
     let session = server.connect(&build.temporary).await?;
     let known: HashSet<String> = build.tables.iter().map(build::TableBuild::shown).collect();
     let relations = catalog::relations(&session).await?;
-    let tables = relations.iter().filter(|one| one.kind == RelationKind::Table && !known.contains(&one.shown()));
+    let is_known = |one: &catalog::Relation| known.contains(&one.shown()) || build.detail().left_out.contains(&one.names());
+    let tables = relations.iter().filter(|one| one.kind == RelationKind::Table && !is_known(one));
     let difference = |one: &catalog::Relation| Difference {
         object: format!("table {} in database `{}`", one.shown(), build.to),
         what: "has no rows in the snapshot, not even none".to_owned(),
@@ -354,7 +357,7 @@ impl Place<'_> {
         // The first one was made by the same script: that this one cannot be made is not the backup's fault.
         made.await?;
         let same = self.told(&again.temporary).await?.is_the_same(is);
-        throwaway::discard(self.server, self.session, &again.temporary).await?;
+        discard::discard(self.server, self.session, &again.temporary).await?;
         Ok(same)
     }
 
@@ -463,7 +466,7 @@ fn placed(text: &str) -> Statements {
 
 /// Without the clause that names a tablespace, as `CREATE DATABASE` and `ALTER … SET TABLESPACE` have it.
 fn without_tablespace(statement: &str) -> String {
-    sql::statements(statement).first().map_or_else(|| statement.to_owned(), Statement::without_tablespace)
+    sql::statements(statement).first().map_or_else(|| statement.to_owned(), |one| one.without_tablespace(|_| true))
 }
 
 impl Statements {

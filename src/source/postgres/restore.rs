@@ -13,6 +13,7 @@ use super::{
     capture::{DatabaseDetail, GLOBALS, SnapshotDetail},
     catalog,
     connect::{Server, Session},
+    discard,
     error::{PostgresError, query},
     large_objects,
     roles::{self, RolePlan},
@@ -91,7 +92,7 @@ pub(super) async fn plan(
         );
     }
     let role = catalog::role(&session).await?;
-    let has_large_objects = chosen.iter().any(|(database, _)| database.large_objects > 0);
+    let has_large_objects = request.tables.is_empty() && chosen.iter().any(|(database, _)| database.large_objects > 0);
     if has_large_objects && !role.superuser {
         let what = format!("role `{}` is no superuser, and the snapshot holds large objects", role.name);
         refuse(what, "restore as a superuser");
@@ -131,15 +132,18 @@ pub(super) async fn plan(
                 "install the extension's package on the target server",
             );
         }
-        for missing in database.tablespaces.iter().filter(|name| !target.tablespaces.contains(*name)) {
-            refuse_into(
-                &mut plan,
-                format!("database `{}` uses tablespace `{missing}`, which the target does not have", database.name),
-                "create a tablespace of that name on the target",
-            );
+        let missing: Vec<String> =
+            database.tablespaces.iter().filter(|name| !target.tablespaces.contains(*name)).cloned().collect();
+        if !missing.is_empty() {
+            plan.notes.push(format!(
+                "the target has no {}: what database `{}` has there goes into the default tablespace",
+                report::list(&missing.iter().map(|name| format!("tablespace `{name}`")).collect::<Vec<_>>(), 5),
+                database.name
+            ));
         }
-        let build =
+        let mut build =
             plan_database(server, &snapshot, database, to, &target, request, &mut taken, &tail, &mut plan).await?;
+        build.missing_tablespaces = missing;
         builds.push(build);
     }
     if builds.is_empty() && plan.refusals.is_empty() {
@@ -156,6 +160,9 @@ pub(super) async fn plan(
             "`{leftover}` is the half of a restore that was killed, or of one that still runs; once none does, to remove it: DROP DATABASE {} WITH (FORCE);",
             sql::ident(leftover)
         ));
+    }
+    if let Some(pattern) = request.tables.iter().find(|pattern| !builds.iter().any(|build| build.has(pattern))) {
+        return Err(PostgresError::NoTable { pattern: pattern.as_str().to_owned() }.into());
     }
     plan.raw = builds.iter().map(|build| build.raw).sum();
     Ok(PostgresRestore { server: server.clone(), snapshot, plan, roles, builds, maintenance, psql })
@@ -254,20 +261,37 @@ async fn plan_database(
     let run = format!("{tail}_{:04x}", rand::random::<u16>());
     let temporary = free_name(&to, "restoring", &run, taken);
     taken.insert(temporary.clone());
-    let mut build = Build::new(snapshot, database.clone(), to.clone(), temporary.clone())?;
+    let mut build = Build::new(snapshot, database.clone(), to.clone(), temporary.clone(), &request.tables)?;
     let from = if database.name == to { String::new() } else { format!(" as `{to}`") };
     plan.steps.push(format!(
         "build database `{}`{from} under the name `{temporary}`: {}, {}, {}{}",
         database.name,
         report::count(build.tables.len() as u64, "table"),
         report::count(build.rows, "row"),
-        match database.large_objects {
+        match build.large_objects() {
             0 => String::new(),
             n => format!("{}, ", report::count(n, "large object")),
         },
         report::bytes(build.raw)
     ));
-    let compared = if database.large_objects > 0 { "table's and large objects'" } else { "table's" };
+    if build.not_asked_for > 0 {
+        plan.notes.push(format!(
+            "of database `{}` only the rows of {} are restored: the other {} will be there, empty, and foreign keys to them not validated",
+            database.name,
+            report::count(build.tables.len() as u64, "table"),
+            build.not_asked_for
+        ));
+    }
+    if !database.left_out.is_empty() {
+        let names: Vec<String> = database.left_out.iter().map(|(schema, table)| catalog::shown(schema, table)).collect();
+        plan.notes.push(format!(
+            "database `{}` was backed up without the rows of {}: {}",
+            database.name,
+            report::count(names.len() as u64, "table"),
+            report::list(&names, 10)
+        ));
+    }
+    let compared = if build.large_objects() > 0 { "table's and large objects'" } else { "table's" };
     plan.steps.push(format!("compare every {compared} fingerprint and every sequence with what was captured"));
     if !target.databases.contains(&to) {
         plan.steps.push(format!("rename `{temporary}` to `{to}`"));
@@ -282,7 +306,13 @@ async fn plan_database(
     };
     let before = free_name(&to, "before", tail, taken);
     taken.insert(before.clone());
-    if held != Some((0, 0)) && !request.overwrite {
+    if held != Some((0, 0)) && build.not_asked_for > 0 {
+        refuse_into(
+            plan,
+            format!("database `{to}` on the target holds something, and only some tables are to be restored"),
+            "--database FROM=TO restores them into a database beside it, from which they can be copied",
+        );
+    } else if held != Some((0, 0)) && !request.overwrite {
         let holds = match held {
             Some((0, objects)) => format!("holds {}", report::count(objects, "large object")),
             Some((tables, _)) => format!("holds {}", report::count(tables, "table")),
@@ -410,15 +440,15 @@ impl PostgresRestore {
 
     /// Everything new, under temporary names.
     async fn build(&self, session: &Session) -> Result<Restored, SourceError> {
-        let has_large_objects = self.builds.iter().any(|build| build.detail().large_objects > 0);
+        let has_large_objects = self.builds.iter().any(|build| build.large_objects() > 0);
         let unit = if has_large_objects { "artifact" } else { "table" };
         let mut restored = Restored { unit, ..Restored::default() };
         roles::apply(session, &self.roles.statements).await?;
         let target_major = catalog::version(&self.server, session).await?.major;
         for build in &self.builds {
             build::create(session, &self.snapshot, build).await?;
-            build::fill(&self.server, &self.snapshot, &self.psql, build).await?;
-            build::analyze(&self.server, build).await?;
+            restored.notes.extend(build::fill(&self.server, &self.snapshot, &self.psql, build).await?);
+            restored.notes.extend(build::analyze(&self.server, &self.snapshot, build).await?);
             let compared = build::compare(&self.server, &self.snapshot, build, target_major).await?;
             restored.items.extend(compared.same_or_error()?);
             build::properties(session, &self.snapshot, build).await?;
@@ -448,8 +478,7 @@ impl PostgresRestore {
             // A CREATE DATABASE that nobody waits for any more would still be carried out.
             backend.end(&session).await?;
             for name in &names {
-                let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", sql::ident(name));
-                session.batch_execute(&statement).await.map_err(query(format!("dropping `{name}`")))?;
+                discard::discard(&self.server, &session, name).await?;
             }
             Ok::<_, PostgresError>(())
         };

@@ -189,7 +189,7 @@ impl<'a> Reading<'a> {
         into: &'a SnapshotWriter,
     ) -> Self {
         let mut tables: Vec<&Relation> =
-            relations.iter().filter(|relation| relation.kind == RelationKind::Table).collect();
+            relations.iter().filter(|one| one.kind == RelationKind::Table && one.left_out.is_none()).collect();
         tables.sort_by_key(|table| std::cmp::Reverse(table.size));
         let work = Work { waiting: tables.into(), ..Work::default() };
         Self { server, database, into, work: Mutex::new(work), changed: Notify::new() }
@@ -346,10 +346,10 @@ impl<'a> Reading<'a> {
         statement: &str,
         writer: &mut RangeWriter<'_>,
     ) -> Result<(), SourceError> {
-        let failed = || query(format!("reading {} of database `{}`", table.shown(), session.database));
-        let rows = session.copy_out(statement).await.map_err(failed())?;
+        let failed = |error| query(format!("reading {} of database `{}`", table.shown(), session.database))(error);
+        let rows = session.copy_out(statement).await.map_err(failed)?;
         let mut rows = std::pin::pin!(rows);
-        while let Some(chunk) = rows.try_next().await.map_err(failed())? {
+        while let Some(chunk) = rows.try_next().await.map_err(failed)? {
             writer.write(&chunk).await?;
         }
         Ok(())
@@ -368,7 +368,7 @@ impl<'a> Reading<'a> {
 
 /// Is it worth the while, and can it be done?
 fn is_divisible(table: &Relation) -> bool {
-    table.is_heap && table.pages > 1 && !table.columns.is_empty() && table.size >= 2 * LEAST_RANGE
+    table.is_heap && table.condition.is_empty() && table.pages > 1 && !table.columns.is_empty() && table.size >= 2 * LEAST_RANGE
 }
 
 /// One more connection to a database, in its snapshot.
@@ -436,6 +436,10 @@ mod tests {
             size: u64::from(pages) << 20,
             pages,
             is_heap: true,
+            is_configuration: false,
+            condition: String::new(),
+            is_unlogged: false,
+            left_out: None,
             is_binary: true,
             readable: true,
         }

@@ -150,6 +150,18 @@ pub(super) fn statements(sql: &str) -> Vec<Statement<'_>> {
     found
 }
 
+/// The statement that ends on this line of the script, counted from 1, or is the first that ends behind it.
+pub(super) fn statement_at(sql: &str, line: usize) -> Option<Statement<'_>> {
+    let mut from = 0;
+    let mut lines = 1;
+    statements(sql).into_iter().find(|statement| {
+        let end = statement.offset + statement.text.len();
+        lines += memchr::memchr_iter(b'\n', &sql.as_bytes()[from..end]).count();
+        from = end;
+        lines >= line
+    })
+}
+
 /// A text's tokens, each followed by a space: what has the same ones reads the same, however it is laid out.
 pub(super) fn normal(sql: &str) -> String {
     let mut text = String::with_capacity(sql.len());
@@ -174,11 +186,15 @@ pub(super) struct KeyConstraint {
 /// Words behind which a definition follows.
 const BEFORE_A_DEFINITION: [&str; 7] = ["as", "check", "default", "using", "when", "where", "with"];
 
-/// A script of `pg_dump` without the settings that say in which tablespace what follows is made.
-pub(super) fn without_tablespaces(sql: &str) -> String {
+/// A script of `pg_dump` in which what would be made in one of these tablespaces is made in the default one.
+pub(super) fn without_tablespaces(sql: &str, missing: &[String]) -> String {
     let mut kept = String::with_capacity(sql.len());
     let mut from = 0;
-    for statement in statements(sql).iter().filter(|statement| statement.begins(&["set", "default_tablespace"])) {
+    let is_missing = |statement: &&Statement<'_>| {
+        statement.begins(&["set", "default_tablespace"])
+            && statement.name(3).is_some_and(|name| missing.iter().any(|one| one == name))
+    };
+    for statement in statements(sql).iter().filter(is_missing) {
         kept.push_str(&sql[from..statement.offset]);
         kept.push_str("SET default_tablespace = ''");
         from = statement.offset + statement.text.len();
@@ -261,6 +277,12 @@ impl Statement<'_> {
         self.tokens.iter().any(|token| matches!(&token.kind, Kind::Word(w) if w == word))
     }
 
+    /// The table that a foreign key leads to: `… REFERENCES schema.table(…)`.
+    pub(super) fn references(&self) -> Option<Name> {
+        let at = self.tokens.iter().position(|token| matches!(&token.kind, Kind::Word(w) if w == "references"))?;
+        self.qualified_name(at + 1)
+    }
+
     /// A primary key or unique constraint over columns, with nothing in it that only the whole statement can say.
     pub(super) fn key_constraint(&self) -> Option<KeyConstraint> {
         let (table, name) = self.added_constraint()?;
@@ -328,8 +350,8 @@ impl Statement<'_> {
         self.name_after("database") == Some(database)
     }
 
-    /// The statement without the clause that names a tablespace: `TABLESPACE = name` of CREATE DATABASE, `TABLESPACE name` of others.
-    pub(super) fn without_tablespace(&self) -> String {
+    /// The statement without the clause that names a tablespace that is missing: `TABLESPACE = name` of CREATE DATABASE, `TABLESPACE name` of others.
+    pub(super) fn without_tablespace(&self, is_missing: impl Fn(&str) -> bool) -> String {
         let found = self.tokens.iter().position(|token| token.kind == Kind::Word("tablespace".into()));
         let Some(at) = found.filter(|at| *at > 0) else { return self.text.to_owned() };
         let is_equals = |token: &Token| &self.text[token.start - self.offset..token.end - self.offset] == "=";
@@ -337,6 +359,9 @@ impl Statement<'_> {
         let (Some(first), Some(last)) = (self.tokens.get(at), self.tokens.get(at + equals + 1)) else {
             return self.text.to_owned();
         };
+        if !self.name(at + equals + 1).is_some_and(is_missing) {
+            return self.text.to_owned();
+        }
         let (before, after) = (&self.text[..first.start - self.offset], &self.text[last.end - self.offset..]);
         format!("{}{after}", before.trim_end())
     }
@@ -400,9 +425,13 @@ mod tests {
             ("CREATE DATABASE a WITH TABLESPACE = fast OWNER = b", "CREATE DATABASE a WITH OWNER = b"),
             ("CREATE DATABASE a WITH OWNER = b TABLESPACE = \"f t\"", "CREATE DATABASE a WITH OWNER = b"),
             ("CREATE TABLE tablespaces (a int)", "CREATE TABLE tablespaces (a int)"),
+            ("CREATE DATABASE a WITH TABLESPACE = there", "CREATE DATABASE a WITH TABLESPACE = there"),
         ] {
-            assert_eq!(statements(sql)[0].without_tablespace(), without);
+            assert_eq!(statements(sql)[0].without_tablespace(|name| ["fast", "f t"].contains(&name)), without);
         }
+        let script = "SET default_tablespace = fast;\nSET default_tablespace = \"f t\";\nSET default_tablespace = '';\n";
+        let without = "SET default_tablespace = fast;\nSET default_tablespace = '';\nSET default_tablespace = '';\n";
+        assert_eq!(without_tablespaces(script, &["f t".into()]), without);
         assert_eq!(statements("\"é")[0].name(0), Some("é"), "an open quote before a long character");
         let quoted = &statements("ALTER DATABASE \"al-t\"\"las\" OWNER TO app")[0];
         assert!(quoted.is_on_database("al-t\"las") && !quoted.is_on_database("al-t"));
@@ -442,6 +471,16 @@ mod tests {
         assert_eq!(on("CREATE INDEX i ON ONLY s.t USING btree (a)"), None);
         let foreign = "ALTER TABLE ONLY s.t\n    ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES s.u(a)";
         assert_eq!(statements(foreign)[0].constraint_on(&["foreign", "key"]), table);
+    }
+
+    #[test]
+    fn a_line_tells_its_statement() {
+        let sql = "--\n\nSET a = 1;\nCREATE TABLE t (\n    a int\n);\n\nCREATE TABLE u ();\n";
+        let at = |line| statement_at(sql, line).map(|statement| statement.text.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
+        assert_eq!(at(3).unwrap(), "SET a = 1");
+        assert_eq!(at(6).unwrap(), "CREATE TABLE t");
+        assert_eq!(at(8).unwrap(), "CREATE TABLE u");
+        assert_eq!(at(9), None);
     }
 
     proptest! {

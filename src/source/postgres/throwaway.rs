@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::{
     catalog,
     connect::{Server, Session},
+    discard,
     error::{PostgresError, query},
     sql,
 };
@@ -283,48 +284,11 @@ async fn roles(session: &Session) -> Result<Vec<String>, PostgresError> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Drops a database of a proof.
-pub(super) async fn discard(server: &Server, session: &Session, database: &str) -> Result<(), PostgresError> {
-    drop_subscriptions(server, database).await?;
-    let name = sql::ident(database);
-    for statement in [format!("ALTER DATABASE {name} IS_TEMPLATE false"), format!("DROP DATABASE {name} WITH (FORCE)")]
-    {
-        session.batch_execute(&statement).await.map_err(query(format!("dropping database `{database}`")))?;
-    }
-    Ok(())
-}
-
-/// A database with subscriptions cannot be dropped. Theirs is another server's slot, which is nothing to us: without its name nobody is asked to
-/// drop it.
-async fn drop_subscriptions(server: &Server, database: &str) -> Result<(), PostgresError> {
-    let inside = server.connect(database).await?;
-    let failed = || query(format!("dropping the subscriptions of database `{database}`"));
-    let rows = inside
-        .query(
-            "SELECT subname::text FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid \
-             WHERE d.datname = pg_catalog.current_database()",
-            &[],
-        )
-        .await
-        .map_err(failed())?;
-    for row in rows {
-        let name = sql::ident(row.get(0));
-        for statement in [
-            format!("ALTER SUBSCRIPTION {name} DISABLE"),
-            format!("ALTER SUBSCRIPTION {name} SET (slot_name = NONE)"),
-            format!("DROP SUBSCRIPTION {name}"),
-        ] {
-            inside.batch_execute(&statement).await.map_err(failed())?;
-        }
-    }
-    Ok(())
-}
-
 /// Drops what proofs have made of a marked server, and nothing else. The mark stays.
 async fn empty(server: &Server, session: &Session) -> Result<(), PostgresError> {
     let Some(ours) = remembered(session).await? else { return Ok(()) };
     for database in databases(session).await?.iter().filter(|name| is_built(name)) {
-        discard(server, session, database).await?;
+        discard::discard(server, session, database).await?;
     }
     for role in roles(session).await?.iter().filter(|name| ours.contains(*name)) {
         // What was granted to it in the databases that stay.

@@ -131,6 +131,12 @@ fn refusals(detail: &Detail, target: &Target, request: &RestoreRequest, raw: u64
     let contents = detail.contents.as_ref();
     let mut refusals = Vec::new();
     let mut refuse = |what: String, hint: &str| refusals.push(Refusal { what, hint: hint.to_owned() });
+    if !request.tables.is_empty() {
+        refuse(
+            "`--table` chooses tables of PostgreSQL, and this is Redis".into(),
+            "name the sources to restore with `--source`, or leave `--table` out",
+        );
+    }
     if !request.databases.is_empty() {
         refuse(
             "`--database` chooses databases of PostgreSQL, and this is Redis".into(),

@@ -1,0 +1,148 @@
+//! Everything that PostgreSQL can hold comes back: `tests/fixtures/fidelity.sql`, and databases beside it, from version to version.
+
+use std::{collections::BTreeSet, process::Command};
+
+use crate::support::{
+    fixture,
+    postgres::{Major, Postgres},
+    tools,
+    workspace::Workspace,
+};
+
+/// `pg_dump` or `pg_dumpall` of a server, by the programs of `by`, without what names a version, is random, or is of this server's own making.
+fn definitions(server: &Postgres, by: Major, program: &str, arguments: &[&str]) -> Vec<String> {
+    let output = Command::new(tools::client_program(by, program))
+        .env("PGPASSWORD", server.password())
+        .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+        .arg(server.port().to_string())
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let own = ["-- Dumped", "-- Started", "\\restrict", "\\unrestrict", "ALTER ROLE postgres WITH", "CREATE TABLESPACE"];
+    text.lines().filter(|line| !own.iter().any(|start| line.starts_with(start))).map(str::to_owned).collect()
+}
+
+/// Lines on one side and not on the other, so many times.
+#[track_caller]
+fn assert_same(what: &str, was: &[String], is: &[String]) {
+    if was == is {
+        return;
+    }
+    let lines = |one: &[String]| one.iter().cloned().collect::<BTreeSet<String>>();
+    let (was_lines, is_lines) = (lines(was), lines(is));
+    let lost: Vec<_> = was_lines.difference(&is_lines).collect();
+    let new: Vec<_> = is_lines.difference(&was_lines).collect();
+    panic!("{what} differ\nlost: {lost:#?}\nnew: {new:#?}");
+}
+
+/// An empty folder of the server's user, for a tablespace.
+fn space(server: &Postgres) -> String {
+    let space = server.socket_folder().join("space").display().to_string();
+    server.psql("postgres", &format!("COPY (SELECT 1) TO PROGRAM 'mkdir -p {space} && cat'"));
+    space
+}
+
+/// Tables in the second database.
+const TINY: u32 = 10_000;
+
+fn filled(major: Major) -> Postgres {
+    // Each of several sessions locks every table.
+    let server = Postgres::start_with(major, "max_locks_per_transaction = 600");
+    server.psql("postgres", "CREATE DATABASE fidelity TEMPLATE template0 ENCODING 'UTF8'");
+    server.psql_file("fidelity", &fixture("fidelity.sql"), &[("space", &space(&server))]);
+    server.psql("postgres", "CREATE DATABASE tiny");
+    server.psql(
+        "tiny",
+        &format!(
+            "DO $$ begin for n in 1..{TINY} loop \
+                 execute format('CREATE TABLE tiny_%s (id int PRIMARY KEY, t text)', n); \
+                 if n % 3 = 0 then execute format('INSERT INTO tiny_%s VALUES (%s, ''row''), (0, NULL)', n, n); end if; \
+                 if n % 500 = 0 then commit; end if; \
+             end loop; end $$"
+        ),
+    );
+    server.psql("postgres", "CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'");
+    server.psql("ascii", "CREATE TABLE bytes (id int PRIMARY KEY, t text); INSERT INTO bytes VALUES (1, E'\\377\\001caf\\351'), (2, 'plain')");
+    server.psql("postgres", "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
+    server.psql("latin", "SET client_encoding = 'UTF8'; CREATE TABLE \"tâble\" (t text UNIQUE); INSERT INTO \"tâble\" VALUES ('é')");
+    server.psql("postgres", "CREATE DATABASE limited CONNECTION LIMIT 12");
+    server.psql("limited", "CREATE TABLE t (a int); INSERT INTO t VALUES (1)");
+    server.psql("postgres", "CREATE DATABASE closed; ALTER DATABASE closed ALLOW_CONNECTIONS false");
+    server
+}
+
+const DATABASES: [&str; 5] = ["ascii", "fidelity", "latin", "limited", "tiny"];
+
+fn comes_back(from: Major, to: Major) {
+    let source = filled(from);
+    let workspace = Workspace::folder().postgres(&source, &["*"]);
+    workspace.run(&["init"]).ok();
+    let backup = workspace.run(&["--json", "backup"]).ok().json();
+    assert_eq!(backup["state"], "complete", "{backup}");
+    // Two foreign tables, and the database that takes no connections.
+    assert_eq!(backup["sources"][0]["uncovered"], 3, "{backup}");
+    let shown = workspace.run(&["show", "latest"]).ok().stdout;
+    for told in ["rows of foreign table fid.far_away in database `fidelity`", "database `closed`, which accepts no connections"] {
+        assert!(shown.contains(told), "{told}: {shown}");
+    }
+    if from == to {
+        let verified = workspace.run(&["--json", "verify", "latest"]).output();
+        assert!(verified.code() == Some(0), "{}", verified.text());
+    }
+
+    let target = Postgres::start_with(to, "max_locks_per_transaction = 600");
+    let same_major = from == to;
+    if same_major {
+        // One of that name; the other pair of versions has none, and everything goes into the default one.
+        target.psql("postgres", &format!("CREATE TABLESPACE fid_space LOCATION '{}'", space(&target)));
+    }
+    let address = format!("database={}", target.url("postgres"));
+    let restored = workspace
+        .run(&["--json", "restore", "latest", "--yes", "--target", &address])
+        .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
+        .ok()
+        .json();
+    let items = restored["sources"][0][1]["items"].as_array().unwrap();
+    assert!(items.iter().all(|item| item["compared"] == "same"), "{items:?}");
+
+    let by = if same_major { from } else { to };
+    for database in DATABASES {
+        let dump = |server| definitions(server, by, "pg_dump", &["--schema-only", "--create", database]);
+        let of_place = |line: &String| same_major || !line.starts_with("SET default_tablespace");
+        let [was, is] = [&source, &target].map(|server| dump(server).into_iter().filter(of_place).collect::<Vec<_>>());
+        assert_same(&format!("definitions of {database}"), &was, &is);
+        let sequences = "SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2";
+        assert_eq!(source.psql(database, sequences), target.psql(database, sequences), "{database}");
+    }
+    let of_tablespace = |line: &String| same_major || !line.contains("TABLESPACE");
+    let globals = |server| definitions(server, by, "pg_dumpall", &["--globals-only"]).into_iter().filter(of_tablespace).collect::<Vec<_>>();
+    assert_same("globals", &globals(&source), &globals(&target));
+    // By another way than ours: the text of every row.
+    for database in ["fidelity", "limited", "tiny"] {
+        assert_eq!(source.digests(database), target.digests(database), "{database}");
+    }
+    let bytes = "SELECT id, encode(convert_to(t, 'SQL_ASCII'), 'hex') FROM bytes ORDER BY id";
+    assert_eq!(source.psql("ascii", bytes), target.psql("ascii", bytes));
+    let objects = "SELECT oid, lomowner::regrole, lomacl, md5(lo_get(oid)) FROM pg_largeobject_metadata ORDER BY oid";
+    assert_eq!(source.psql("fidelity", objects), target.psql("fidelity", objects));
+    let marks = "SELECT c.relname, c.relispopulated, i.indisvalid, i.indisclustered, i.indisreplident FROM pg_class c \
+         LEFT JOIN pg_index i ON i.indexrelid = c.oid WHERE c.relnamespace = 'fid'::regnamespace AND c.relname <> 'invalid' ORDER BY 1";
+    assert_eq!(source.psql("fidelity", marks), target.psql("fidelity", marks));
+}
+
+#[test]
+fn from_15_to_15() {
+    comes_back(Major::V15, Major::V15);
+}
+
+#[test]
+fn from_18_to_18() {
+    comes_back(Major::V18, Major::V18);
+}
+
+#[test]
+fn from_15_to_18() {
+    comes_back(Major::V15, Major::V18);
+}
