@@ -94,7 +94,21 @@ pub(super) const KINDS: &[&str] = &["postgres", "redis", "nats"];
 
 /// Keys that only sources of some kinds have.
 const OF_SOME_KINDS: &[(&[&str], &[&str])] = &[
-    (&["postgres"], &["tls", "ca_file", "databases", "tools_dir", "workers", "lock_timeout", "copy_format", "exclude_databases", "tables", "exclude_tables"]),
+    (
+        &["postgres"],
+        &[
+            "tls",
+            "ca_file",
+            "databases",
+            "tools_dir",
+            "workers",
+            "lock_timeout",
+            "copy_format",
+            "exclude_databases",
+            "tables",
+            "exclude_tables",
+        ],
+    ),
     (&["redis"], &["allow_server_dump"]),
     (&["nats"], &["token_file", "streams"]),
     (&["redis", "nats"], &["username"]),

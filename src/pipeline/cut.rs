@@ -493,7 +493,12 @@ mod tests {
                     inner.until_border();
                     continue;
                 }
-                let next = starts[n + 1..].iter().find(|border| **border > at).filter(|border| **border > at).copied().unwrap_or(all.len());
+                let next = starts[n + 1..]
+                    .iter()
+                    .find(|border| **border > at)
+                    .filter(|border| **border > at)
+                    .copied()
+                    .unwrap_or(all.len());
                 let end = (at + unit).min(next).min(all.len());
                 let bytes = statement(&all[at..end]);
                 let mut rest = &bytes[..];
@@ -520,9 +525,10 @@ mod tests {
         for rows in [Rows::Text, Rows::Binary] {
             let all: Vec<Vec<u8>> = match rows {
                 Rows::Binary => tuples(200_000, 300),
-                Rows::Text => {
-                    super::tests::rows(200_000, 300).split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect()
-                }
+                Rows::Text => super::tests::rows(200_000, 300)
+                    .split_inclusive(|byte| *byte == b'\n')
+                    .map(<[u8]>::to_vec)
+                    .collect(),
             };
             let n = all.len();
             let whole = cut_in_ranges(rows, &all, &[0], n);

@@ -356,7 +356,15 @@ impl SnapshotWriter {
             whole.fingerprint = None;
         }
         let (raw, fingerprint) = (whole.raw, whole.fingerprint);
-        self.add(OpenArtifact { path: path.into(), format, raw, fingerprint, digest: None, detail, parts: whole.parts });
+        self.add(OpenArtifact {
+            path: path.into(),
+            format,
+            raw,
+            fingerprint,
+            digest: None,
+            detail,
+            parts: whole.parts,
+        });
         self.failure.check()?;
         Ok((raw, fingerprint))
     }

@@ -340,8 +340,8 @@ mod tests {
     /// Names that stand in repositories.
     #[test]
     fn formats_keep_their_names() {
-        let names =
-            [Format::Sql, Format::Text, Format::CopyText, Format::CopyBinary, Format::Rdb, Format::JetStream].map(|format| json!(format));
+        let names = [Format::Sql, Format::Text, Format::CopyText, Format::CopyBinary, Format::Rdb, Format::JetStream]
+            .map(|format| json!(format));
         assert_eq!(names, ["sql", "text", "copy-text", "copy-binary", "rdb", "jetstream"]);
     }
 }

@@ -20,8 +20,24 @@ fn definitions(server: &Postgres, by: Major, program: &str, arguments: &[&str]) 
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    let own = ["-- Dumped", "-- Started", "\\restrict", "\\unrestrict", "ALTER ROLE postgres WITH", "CREATE TABLESPACE"];
+    let own = [
+        "-- Dumped",
+        "-- Started",
+        "\\restrict",
+        "\\unrestrict",
+        "ALTER ROLE postgres WITH",
+        "CREATE TABLESPACE",
+        "ALTER TABLESPACE",
+    ];
     text.lines().filter(|line| !own.iter().any(|start| line.starts_with(start))).map(str::to_owned).collect()
+}
+
+/// What 15 and 18 print differently of the same: columns of a query over one table, which 18 names without it; what a subscription is by default. That
+/// the target has no tablespace of that name. Lines are sorted: what comes first where nothing decides is by OID.
+fn across_majors(line: &str) -> Option<String> {
+    let line = line.replace("; Tablespace: fid_space", "").replace("depth.", "");
+    let line = line.split(", streaming = ").next().unwrap_or_default().to_owned();
+    (!line.is_empty() && !line.starts_with("SET default_tablespace")).then_some(line)
 }
 
 /// Lines on one side and not on the other, so many times.
@@ -30,6 +46,8 @@ fn assert_same(what: &str, was: &[String], is: &[String]) {
     if was == is {
         return;
     }
+    let n = was.iter().zip(is).take_while(|(was, is)| was == is).count();
+    println!("first at line {n}: {:?} and {:?}", was.get(n), is.get(n));
     let lines = |one: &[String]| one.iter().cloned().collect::<BTreeSet<String>>();
     let (was_lines, is_lines) = (lines(was), lines(is));
     let lost: Vec<_> = was_lines.difference(&is_lines).collect();
@@ -44,10 +62,8 @@ fn space(server: &Postgres) -> String {
     space
 }
 
-/// Tables in the second database.
-const TINY: u32 = 10_000;
-
-fn filled(major: Major) -> Postgres {
+/// `tiny` tables in the second database.
+fn filled(major: Major, tiny: u32) -> Postgres {
     // Each of several sessions locks every table.
     let server = Postgres::start_with(major, "max_locks_per_transaction = 600");
     server.psql("postgres", "CREATE DATABASE fidelity TEMPLATE template0 ENCODING 'UTF8'");
@@ -56,7 +72,7 @@ fn filled(major: Major) -> Postgres {
     server.psql(
         "tiny",
         &format!(
-            "DO $$ begin for n in 1..{TINY} loop \
+            "DO $$ begin for n in 1..{tiny} loop \
                  execute format('CREATE TABLE tiny_%s (id int PRIMARY KEY, t text)', n); \
                  if n % 3 = 0 then execute format('INSERT INTO tiny_%s VALUES (%s, ''row''), (0, NULL)', n, n); end if; \
                  if n % 500 = 0 then commit; end if; \
@@ -66,30 +82,39 @@ fn filled(major: Major) -> Postgres {
     server.psql("postgres", "CREATE DATABASE ascii TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'");
     server.psql("ascii", "CREATE TABLE bytes (id int PRIMARY KEY, t text); INSERT INTO bytes VALUES (1, E'\\377\\001caf\\351'), (2, 'plain')");
     server.psql("postgres", "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
-    server.psql("latin", "SET client_encoding = 'UTF8'; CREATE TABLE \"tâble\" (t text UNIQUE); INSERT INTO \"tâble\" VALUES ('é')");
+    server.psql(
+        "latin",
+        "SET client_encoding = 'UTF8'; CREATE TABLE \"tâble\" (t text UNIQUE); INSERT INTO \"tâble\" VALUES ('é')",
+    );
     server.psql("postgres", "CREATE DATABASE limited CONNECTION LIMIT 12");
     server.psql("limited", "CREATE TABLE t (a int); INSERT INTO t VALUES (1)");
-    server.psql("postgres", "CREATE DATABASE closed; ALTER DATABASE closed ALLOW_CONNECTIONS false");
+    server.psql("postgres", "CREATE DATABASE closed ALLOW_CONNECTIONS false");
     server
 }
 
 const DATABASES: [&str; 5] = ["ascii", "fidelity", "latin", "limited", "tiny"];
 
-fn comes_back(from: Major, to: Major) {
-    let source = filled(from);
-    let workspace = Workspace::folder().postgres(&source, &["*"]);
+fn comes_back(from: Major, to: Major, tiny: u32) {
+    let source = filled(from, tiny);
+    let mut workspace = Workspace::folder().postgres(&source, &["*"]);
+    let programs = tools::server_program(from, "postgres");
+    workspace.set("scratch.postgres_bin", programs.parent().unwrap().display().to_string());
     workspace.run(&["init"]).ok();
     let backup = workspace.run(&["--json", "backup"]).ok().json();
     assert_eq!(backup["state"], "complete", "{backup}");
     // Two foreign tables, and the database that takes no connections.
-    assert_eq!(backup["sources"][0]["uncovered"], 3, "{backup}");
+    assert_eq!(backup["sources"][0]["uncovered"].as_array().unwrap().len(), 3, "{backup}");
     let shown = workspace.run(&["show", "latest"]).ok().stdout;
-    for told in ["rows of foreign table fid.far_away in database `fidelity`", "database `closed`, which accepts no connections"] {
+    for told in
+        ["rows of foreign table fid.far_away in database `fidelity`", "database `closed`, which accepts no connections"]
+    {
         assert!(shown.contains(told), "{told}: {shown}");
     }
     if from == to {
         let verified = workspace.run(&["--json", "verify", "latest"]).output();
-        assert!(verified.code() == Some(0), "{}", verified.text());
+        let mut told = verified.json()["sources"][0].clone();
+        told["same"].take();
+        assert!(verified.code == Some(0), "{told:#}\n{}", verified.stderr);
     }
 
     let target = Postgres::start_with(to, "max_locks_per_transaction = 600");
@@ -110,14 +135,23 @@ fn comes_back(from: Major, to: Major) {
     let by = if same_major { from } else { to };
     for database in DATABASES {
         let dump = |server| definitions(server, by, "pg_dump", &["--schema-only", "--create", database]);
-        let of_place = |line: &String| same_major || !line.starts_with("SET default_tablespace");
-        let [was, is] = [&source, &target].map(|server| dump(server).into_iter().filter(of_place).collect::<Vec<_>>());
+        let [was, is] = [&source, &target].map(|server| match same_major {
+            true => dump(server),
+            false => {
+                let mut lines: Vec<String> = dump(server).iter().filter_map(|line| across_majors(line)).collect();
+                lines.sort();
+                lines
+            }
+        });
         assert_same(&format!("definitions of {database}"), &was, &is);
         let sequences = "SELECT schemaname, sequencename, last_value FROM pg_sequences ORDER BY 1, 2";
         assert_eq!(source.psql(database, sequences), target.psql(database, sequences), "{database}");
     }
-    let of_tablespace = |line: &String| same_major || !line.contains("TABLESPACE");
-    let globals = |server| definitions(server, by, "pg_dumpall", &["--globals-only"]).into_iter().filter(of_tablespace).collect::<Vec<_>>();
+    // Tablespaces are the target's own, with whoever owns and may use them.
+    let of_tablespace = |line: &String| !line.contains("TABLESPACE");
+    let globals = |server| {
+        definitions(server, by, "pg_dumpall", &["--globals-only"]).into_iter().filter(of_tablespace).collect::<Vec<_>>()
+    };
     assert_same("globals", &globals(&source), &globals(&target));
     // By another way than ours: the text of every row.
     for database in ["fidelity", "limited", "tiny"] {
@@ -134,15 +168,49 @@ fn comes_back(from: Major, to: Major) {
 
 #[test]
 fn from_15_to_15() {
-    comes_back(Major::V15, Major::V15);
+    comes_back(Major::V15, Major::V15, 10_000);
 }
 
 #[test]
 fn from_18_to_18() {
-    comes_back(Major::V18, Major::V18);
+    comes_back(Major::V18, Major::V18, 500);
 }
 
 #[test]
 fn from_15_to_18() {
-    comes_back(Major::V15, Major::V18);
+    comes_back(Major::V15, Major::V18, 500);
+}
+
+/// What an extension has declared to be configuration comes back with it, and nothing of what it brings by itself.
+#[test]
+fn configuration_of_extensions() {
+    let source = Postgres::start(Major::V15);
+    source.psql("postgres", "CREATE DATABASE altlas");
+    source.psql(
+        "altlas",
+        "CREATE SCHEMA partman; CREATE EXTENSION pg_partman SCHEMA partman;
+         CREATE TABLE public.measured (id int, at timestamptz NOT NULL) PARTITION BY RANGE (at);
+         SELECT partman.create_parent('public.measured', 'at', 'native', 'daily');
+         INSERT INTO public.measured SELECT g, now() FROM generate_series(1, 50) g",
+    );
+    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    workspace.run(&["init"]).ok();
+    workspace.run(&["backup"]).ok();
+    let verified = workspace.run(&["verify", "latest"]).output();
+    assert_eq!(verified.code, Some(0), "{}", verified.text());
+    let target = Postgres::start(Major::V15);
+    let address = format!("database={}", target.url("postgres"));
+    workspace
+        .run(&["restore", "latest", "--yes", "--target", &address])
+        .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
+        .ok();
+    let configured = "SELECT * FROM partman.part_config";
+    assert_eq!(source.psql("altlas", configured), target.psql("altlas", configured));
+    assert!(source.psql("altlas", configured).contains("public.measured"));
+    assert_eq!(
+        source.psql("altlas", "SELECT count(*) FROM public.measured"),
+        target.psql("altlas", "SELECT count(*) FROM public.measured")
+    );
+    // And it goes on working there.
+    target.psql("altlas", "SELECT partman.run_maintenance()");
 }

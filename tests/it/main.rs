@@ -25,6 +25,7 @@ mod memory;
 mod nats;
 mod overwrite;
 mod prune;
+mod ranges;
 mod recovery_point;
 mod redis;
 mod roundtrip;

@@ -150,7 +150,7 @@ fn keys_of(table: &toml::Table, path: &str, out: &mut Vec<String>) {
         let path = keys::join(path, name);
         match value {
             toml::Value::Table(inner) => keys_of(inner, &path, out),
-            toml::Value::Array(list) if list.iter().all(toml::Value::is_table) => {
+            toml::Value::Array(list) if !list.is_empty() && list.iter().all(toml::Value::is_table) => {
                 list.iter().filter_map(toml::Value::as_table).for_each(|inner| keys_of(inner, &path, out));
             }
             _ => out.push(path),

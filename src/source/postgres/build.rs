@@ -270,7 +270,11 @@ pub(super) async fn define(
 }
 
 /// Statistics for the planner, of several tables at a time. Returns what could not be looked at, in words: nothing is lost by that.
-pub(super) async fn analyze(server: &Server, snapshot: &SnapshotReader, build: &Build) -> Result<Vec<String>, SourceError> {
+pub(super) async fn analyze(
+    server: &Server,
+    snapshot: &SnapshotReader,
+    build: &Build,
+) -> Result<Vec<String>, SourceError> {
     snapshot.progress().set_phase(format!("statistics of {}", build.to));
     let session = server.connect(&build.temporary).await?;
     let queue = Mutex::new(VecDeque::from(catalog::analyzable(&session).await?));

@@ -140,7 +140,8 @@ impl PostgresCapture {
         Tools::find(tools_dir, "pg_dumpall", version.major).await?;
         let role = catalog::role(&session).await?;
         let listed = catalog::databases(&session).await?;
-        let (names, closed) = catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
+        let (names, closed) =
+            catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
         let mut uncovered: Vec<String> =
             closed.iter().map(|name| format!("database `{name}`, which accepts no connections")).collect();
         if !role.reads_passwords {
@@ -388,7 +389,8 @@ impl PostgresCapture {
                 .await?;
             let printed = String::from_utf8_lossy(&printed);
             let mut properties = String::new();
-            for statement in sql::statements(&printed).iter().filter(|statement| statement.is_on_database(&detail.name)) {
+            for statement in sql::statements(&printed).iter().filter(|statement| statement.is_on_database(&detail.name))
+            {
                 properties.push_str(statement.text);
                 properties.push_str(";\n");
             }
@@ -409,7 +411,8 @@ impl PostgresCapture {
             }
             Ok::<_, SourceError>(())
         };
-        let (pre_data, post_data) = (section("pre-data", detail.pre_data_sql()), section("post-data", detail.post_data_sql()));
+        let (pre_data, post_data) =
+            (section("pre-data", detail.pre_data_sql()), section("post-data", detail.post_data_sql()));
         tokio::try_join!(pre_data, post_data, properties, by_the_holder)?;
         Ok(())
     }

@@ -116,8 +116,7 @@ pub(super) fn choose(
             _ => {}
         }
     }
-    let meant =
-        listed.into_iter().filter(|database| patterns.iter().any(|pattern| pattern.matches(&database.name)));
+    let meant = listed.into_iter().filter(|database| patterns.iter().any(|pattern| pattern.matches(&database.name)));
     let (open, closed): (Vec<_>, Vec<_>) = meant.partition(|database| database.accepts_connections);
     let names = |list: Vec<&ListedDatabase>| list.into_iter().map(|database| database.name.clone()).collect();
     Ok((names(open), names(closed)))

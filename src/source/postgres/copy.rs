@@ -46,7 +46,8 @@ impl TableDetail {
             condition: table.condition.clone(),
             copy: String::new(),
         };
-        detail.copy = format!("COPY {}{} FROM STDIN {}", detail.name(), detail.column_list(), options(format, encoding));
+        detail.copy =
+            format!("COPY {}{} FROM STDIN {}", detail.name(), detail.column_list(), options(format, encoding));
         detail
     }
 

@@ -139,7 +139,9 @@ pub enum PostgresError {
         what: String,
     },
     /// Rows that are left out are needed by others that are not.
-    #[error("the rows of {table} in database `{database}` are left out, and {by}, whose rows are not, refers to them by a foreign key that could not be restored")]
+    #[error(
+        "the rows of {table} in database `{database}` are left out, and {by}, whose rows are not, refers to them by a foreign key that could not be restored"
+    )]
     LeftOut {
         /// The database.
         database: String,

@@ -69,7 +69,7 @@ const PLAIN: &[&str] = &[
     concat!(
         "SELECT 'type', ",
         name!("n", "t.typname"),
-        ", pg_catalog.concat_ws(' ', t.typtype, pg_catalog.pg_get_userbyid(t.typowner), t.typnotnull, t.typdefault, \
+        ", pg_catalog.concat_ws(' ', t.typtype, pg_catalog.pg_get_userbyid(t.typowner), t.typnotnull, coalesce(pg_catalog.pg_get_expr(t.typdefaultbin, 0), t.typdefault), \
          CASE t.typtype WHEN 'd' THEN pg_catalog.format_type(t.typbasetype, t.typtypmod) END, \
          (SELECT pg_catalog.array_agg(e.enumlabel ORDER BY e.enumsortorder) FROM pg_catalog.pg_enum e WHERE e.enumtypid = t.oid), \
          (SELECT pg_catalog.format_type(r.rngsubtype, NULL) FROM pg_catalog.pg_range r WHERE r.rngtypid = t.oid)) \
@@ -246,19 +246,21 @@ const DEFINED: &[&str] = &[
             ' of domain ' || pg_catalog.format_type(nullif(k.contypid, 0), NULL), ''), \
          pg_catalog.concat_ws(' ', k.contype, k.condeferrable, k.condeferred, k.convalidated), ARRAY[pg_catalog.pg_get_constraintdef(k.oid)] \
          FROM pg_catalog.pg_constraint k JOIN pg_catalog.pg_namespace n ON n.oid = k.connamespace \
-         WHERE k.contype <> 't' AND ",
+         WHERE k.contype <> 't' AND NOT (k.contype = 'f' AND k.conparentid <> 0 AND EXISTS \
+             (SELECT FROM pg_catalog.pg_constraint o WHERE o.oid = k.conparentid AND o.conrelid = k.conrelid)) AND ",
         users!("n"),
         " AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend e WHERE e.deptype = 'e' \
             AND (e.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND e.objid = k.conrelid AND k.conrelid <> 0 \
               OR e.classid = 'pg_catalog.pg_type'::pg_catalog.regclass AND e.objid = k.contypid AND k.contypid <> 0))"
     ),
     concat!(
+        // An invalid one is in no dump: its creation has failed, or is under way.
         "SELECT 'index', ",
         name!("n", "c.relname"),
         ", pg_catalog.concat_ws(' ', i.indisunique, i.indisprimary, i.indisclustered, i.indisreplident), \
          ARRAY[pg_catalog.pg_get_indexdef(i.indexrelid)] \
          FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-         WHERE ",
+         WHERE (i.indisvalid OR c.relkind = 'I') AND ",
         users!("n"),
         " AND ",
         own!("pg_class", "i.indrelid")

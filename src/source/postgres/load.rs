@@ -210,7 +210,9 @@ mod tests {
         };
         let mut frames = Frames::default();
         let mut joined = Vec::new();
-        for (head, rows, goes_on) in [(true, "a", false), (true, "b", true), (false, "c", true), (false, "d", false), (true, "e", false)] {
+        for (head, rows, goes_on) in
+            [(true, "a", false), (true, "b", true), (false, "c", true), (false, "d", false), (true, "e", false)]
+        {
             joined.extend(frames.strip(part(head, rows, !goes_on), goes_on, "p").unwrap());
         }
         assert_eq!(joined, [BINARY_HEAD, b"abcde"].concat());

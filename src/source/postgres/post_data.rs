@@ -80,7 +80,8 @@ impl<'a> Plan<'a> {
                 plan.settings.push(statement.text);
                 continue;
             }
-            let is_seen = statement.begins(&["create", "event", "trigger"]) || statement.begins(&["create", "subscription"]);
+            let is_seen =
+                statement.begins(&["create", "event", "trigger"]) || statement.begins(&["create", "subscription"]);
             if is_seen && plan.stop == script.len() {
                 plan.stop = n;
             }
@@ -130,7 +131,9 @@ pub(super) async fn run(
     let script = sql::statements(text);
     let Plan { settings, mut builds, ordered, mut validations, stop } = Plan::new(&script, &sizes);
     let size = |job: &Job<'_>| {
-        let tables = job.iter().filter_map(|step| script[step.n].index_on().or_else(|| Some(script[step.n].key_constraint()?.table)));
+        let tables = job
+            .iter()
+            .filter_map(|step| script[step.n].index_on().or_else(|| Some(script[step.n].key_constraint()?.table)));
         tables.filter_map(|table| sizes.get(&table)).max().copied().unwrap_or(0)
     };
     builds.sort_by_cached_key(|job| std::cmp::Reverse(size(job)));
@@ -152,7 +155,9 @@ pub(super) async fn run(
     }
     for step in before {
         match place.step(&session, &step).await {
-            Err(error) if build.not_asked_for > 0 && script[step.n].references().is_some() => notes.push(error.to_string()),
+            Err(error) if build.not_asked_for > 0 && script[step.n].references().is_some() => {
+                notes.push(error.to_string())
+            }
             Err(error) if is_refresh(&script[step.n]) && is_elsewhere(&error) => notes.push(error.to_string()),
             // A partitioned table has no foreign key that is not valid, for one.
             Err(error) if validations.contains_key(&step.n) => {
@@ -256,11 +261,8 @@ mod tests {
         let sizes = HashMap::from([(name("large"), LARGE + 1), (name("small"), LARGE)]);
         let plan = Plan::new(&script, &sizes);
         assert_eq!(plan.settings.len(), 3);
-        let builds: Vec<Vec<(usize, Option<&str>)>> = plan
-            .builds
-            .iter()
-            .map(|job| job.iter().map(|step| (step.n, step.tablespace)).collect())
-            .collect();
+        let builds: Vec<Vec<(usize, Option<&str>)>> =
+            plan.builds.iter().map(|job| job.iter().map(|step| (step.n, step.tablespace)).collect()).collect();
         let (fast, default) = (Some("SET default_tablespace = fast"), Some("SET default_tablespace = ''"));
         assert_eq!(builds, [vec![(5, default)], vec![(7, default)], vec![(3, fast), (8, default)]]);
         assert!(plan.builds[0][0].sql.starts_with("CREATE UNIQUE INDEX \"large_pkey\""));

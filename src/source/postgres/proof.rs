@@ -21,8 +21,7 @@ use super::{
     connect::{Server, Session},
     discard,
     error::PostgresError,
-    inventory, large_objects, roles, sql,
-    throwaway,
+    inventory, large_objects, roles, sql, throwaway,
     tools::Tools,
 };
 use crate::{
@@ -101,8 +100,13 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
             }
         }
         proof.differences.extend(unknown_relations(server, build).await?);
-        let mut again =
-            Build::new(snapshot, build.detail().clone(), build.to.clone(), throwaway::built(detail.databases.len()), &[])?;
+        let mut again = Build::new(
+            snapshot,
+            build.detail().clone(),
+            build.to.clone(),
+            throwaway::built(detail.databases.len()),
+            &[],
+        )?;
         let place = Place { server, session: &session, tools: &tools, psql: &psql, snapshot };
         again.missing_tablespaces = build.missing_tablespaces.clone();
         let again = authentic.then_some(again);
@@ -239,7 +243,8 @@ async fn unknown_relations(server: &Server, build: &Build) -> Result<Vec<Differe
     let session = server.connect(&build.temporary).await?;
     let known: HashSet<String> = build.tables.iter().map(build::TableBuild::shown).collect();
     let relations = catalog::relations(&session).await?;
-    let is_known = |one: &catalog::Relation| known.contains(&one.shown()) || build.detail().left_out.contains(&one.names());
+    let is_known =
+        |one: &catalog::Relation| known.contains(&one.shown()) || build.detail().left_out.contains(&one.names());
     let tables = relations.iter().filter(|one| one.kind == RelationKind::Table && !is_known(one));
     let difference = |one: &catalog::Relation| Difference {
         object: format!("table {} in database `{}`", one.shown(), build.to),

@@ -283,7 +283,8 @@ async fn plan_database(
         ));
     }
     if !database.left_out.is_empty() {
-        let names: Vec<String> = database.left_out.iter().map(|(schema, table)| catalog::shown(schema, table)).collect();
+        let names: Vec<String> =
+            database.left_out.iter().map(|(schema, table)| catalog::shown(schema, table)).collect();
         plan.notes.push(format!(
             "database `{}` was backed up without the rows of {}: {}",
             database.name,

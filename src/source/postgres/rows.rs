@@ -35,7 +35,8 @@ const AT_A_TIME: u64 = 32 * 1024 * 1024;
 const AT_A_TIME_BEYOND: u64 = 4 * 1024 * 1024;
 
 /// What TID ranges need to be read as such, and in the order of the heap.
-const IN_HEAP_ORDER: &str = "SET enable_tidscan = on; SET enable_seqscan = off; SET max_parallel_workers_per_gather = 0; SET jit = off";
+const IN_HEAP_ORDER: &str =
+    "SET enable_tidscan = on; SET enable_seqscan = off; SET max_parallel_workers_per_gather = 0; SET jit = off";
 
 /// One database's rows on their way.
 pub(super) struct Reading<'a> {
@@ -368,7 +369,11 @@ impl<'a> Reading<'a> {
 
 /// Is it worth the while, and can it be done?
 fn is_divisible(table: &Relation) -> bool {
-    table.is_heap && table.condition.is_empty() && table.pages > 1 && !table.columns.is_empty() && table.size >= 2 * LEAST_RANGE
+    table.is_heap
+        && table.condition.is_empty()
+        && table.pages > 1
+        && !table.columns.is_empty()
+        && table.size >= 2 * LEAST_RANGE
 }
 
 /// One more connection to a database, in its snapshot.

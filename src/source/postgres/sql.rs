@@ -295,14 +295,19 @@ impl Statement<'_> {
             _ => return None,
         };
         // Options of the index: everything up to what is of the constraint.
-        let index_ends = |n: usize| n >= self.tokens.len() || ["deferrable", "not", "initially"].iter().any(|word| self.is_word(n, word));
+        let index_ends = |n: usize| {
+            n >= self.tokens.len() || ["deferrable", "not", "initially"].iter().any(|word| self.is_word(n, word))
+        };
         let mut distinct = "";
         if self.is_word(at, "nulls") && self.is_word(at + 1, "not") && self.is_word(at + 2, "distinct") {
             (distinct, at) = (" NULLS NOT DISTINCT", at + 3);
         }
         let columns = self.parenthesis(at)?;
         // `WITHOUT OVERLAPS` is no plain list of columns.
-        let is_list = (at + 1..columns - 1).all(|n| (n - at).is_multiple_of(2) == (self.token_text(n) == ",") && (self.name(n).is_some() || self.token_text(n) == ","));
+        let is_list = (at + 1..columns - 1).all(|n| {
+            (n - at).is_multiple_of(2) == (self.token_text(n) == ",")
+                && (self.name(n).is_some() || self.token_text(n) == ",")
+        });
         is_list.then_some(())?;
         let mut end = columns;
         while !index_ends(end) {
@@ -314,8 +319,14 @@ impl Statement<'_> {
         let (list, options) = (self.between(at, list_end), self.between(list_end, end));
         let (quoted, on) = (ident(self.name(name)?), qualified(&table.0, &table.1));
         Some(KeyConstraint {
-            create_index: format!("CREATE UNIQUE INDEX {quoted} ON {on} USING btree {list}{distinct} {options}").trim_end().to_owned(),
-            attach: format!("ALTER TABLE ONLY {on} ADD CONSTRAINT {quoted} {kind} USING INDEX {quoted} {of_constraint}").trim_end().to_owned(),
+            create_index: format!("CREATE UNIQUE INDEX {quoted} ON {on} USING btree {list}{distinct} {options}")
+                .trim_end()
+                .to_owned(),
+            attach: format!(
+                "ALTER TABLE ONLY {on} ADD CONSTRAINT {quoted} {kind} USING INDEX {quoted} {of_constraint}"
+            )
+            .trim_end()
+            .to_owned(),
             table,
         })
     }
@@ -429,7 +440,8 @@ mod tests {
         ] {
             assert_eq!(statements(sql)[0].without_tablespace(|name| ["fast", "f t"].contains(&name)), without);
         }
-        let script = "SET default_tablespace = fast;\nSET default_tablespace = \"f t\";\nSET default_tablespace = '';\n";
+        let script =
+            "SET default_tablespace = fast;\nSET default_tablespace = \"f t\";\nSET default_tablespace = '';\n";
         let without = "SET default_tablespace = fast;\nSET default_tablespace = '';\nSET default_tablespace = '';\n";
         assert_eq!(without_tablespaces(script, &["f t".into()]), without);
         assert_eq!(statements("\"é")[0].name(0), Some("é"), "an open quote before a long character");
@@ -476,8 +488,11 @@ mod tests {
     #[test]
     fn a_line_tells_its_statement() {
         let sql = "--\n\nSET a = 1;\nCREATE TABLE t (\n    a int\n);\n\nCREATE TABLE u ();\n";
-        let at = |line| statement_at(sql, line).map(|statement| statement.text.split_whitespace().take(3).collect::<Vec<_>>().join(" "));
-        assert_eq!(at(3).unwrap(), "SET a = 1");
+        let at = |line| {
+            statement_at(sql, line)
+                .map(|statement| statement.text.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(at(3).unwrap(), "SET a =");
         assert_eq!(at(6).unwrap(), "CREATE TABLE t");
         assert_eq!(at(8).unwrap(), "CREATE TABLE u");
         assert_eq!(at(9), None);

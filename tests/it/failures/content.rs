@@ -111,33 +111,6 @@ fn a_server_without_user_tables(mode: Mode) {
     assert_eq!(listed(&workspace)[0]["head"]["sources"][0]["state"], "empty");
 }
 
-/// Step 6 learns these; until then they are refused rather than left out.
-#[test]
-fn what_this_version_cannot_back_up() {
-    let server = Postgres::start(Major::V15);
-    create_small(&server, "one");
-    let workspace = initialised(&server, &["one"]);
-    let failure = |words: &[&str]| {
-        let words = [&["database `one`", "does not back up"], words].concat();
-        Failure { code: 1, kind: "source", words: &words, hint: "`databases`" }.of(|| workspace.run(&["backup"]));
-        assert_nothing_recorded(&workspace);
-    };
-    server.psql("one", "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw");
-    server.psql("one", "CREATE FOREIGN TABLE far_away (line text) SERVER files OPTIONS (filename '/etc/hostname')");
-    failure(&["foreign table public.far_away"]);
-    server.psql("one", "DROP EXTENSION file_fdw CASCADE");
-
-    // What pg_extension_config_dump notes, which only an extension's own script may call.
-    server.psql(
-        "one",
-        "CREATE EXTENSION hstore; CREATE TABLE settings (name text); ALTER EXTENSION hstore ADD TABLE settings; \
-         UPDATE pg_extension SET extconfig = ARRAY['settings'::regclass::oid], extcondition = ARRAY[''] WHERE extname = 'hstore'",
-    );
-    failure(&["configuration tables of extension `hstore`"]);
-    server.psql("one", "DROP EXTENSION hstore");
-    workspace.run(&["backup"]).ok();
-}
-
 fn a_source_that_fails_beside_one_that_does_not_is_a_partial_backup(mode: Mode) {
     let server = Postgres::start(Major::V15);
     create_small(&server, "one");
