@@ -610,7 +610,12 @@ impl Parts<'_> {
     }
 
     /// Hands a complete piece over to a job of its own.
-    fn submit(&mut self, piece: Piece) -> Result<(), PipelineError> {
+    fn submit(&mut self, mut piece: Piece) -> Result<(), PipelineError> {
+        if piece.bytes.len() < piece.bytes.capacity() / 8 {
+            // Thousands of small tables would each keep a large buffer busy.
+            let small = piece.bytes.as_slice().to_vec();
+            self.snapshot.pipeline.buffers.give(std::mem::replace(&mut piece.bytes, small));
+        }
         let mut lease = self.lease.take().ok_or(PipelineError::Stopped)?;
         lease.settle();
         lease.shrink(2 * piece.bytes.len() as u64);

@@ -34,4 +34,5 @@ mod serve;
 mod store;
 mod support;
 mod tls;
+mod under_load;
 mod verify;

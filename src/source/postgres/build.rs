@@ -371,7 +371,10 @@ async fn run_sql(
 /// What `psql` said with the object that the statement was for: it tells a line only.
 async fn with_object(snapshot: &SnapshotReader, artifact: &Artifact, mut error: PostgresError) -> PostgresError {
     if let PostgresError::Program { what, stderr, .. } = &mut error
-        && let Some(line) = stderr.split("psql:<stdin>:").nth(1).and_then(|rest| rest.split(':').next()?.parse().ok())
+        && let Some(line) = stderr
+            .lines()
+            .filter(|line| line.contains(": ERROR:"))
+            .find_map(|line| line.strip_prefix("psql:<stdin>:")?.split(':').next()?.parse().ok())
         && let Ok(text) = snapshot.text(artifact, MOST_STATEMENTS).await
         && let Some(statement) = sql::statement_at(&text, line)
     {

@@ -140,10 +140,12 @@ impl PostgresCapture {
         Tools::find(tools_dir, "pg_dumpall", version.major).await?;
         let role = catalog::role(&session).await?;
         let listed = catalog::databases(&session).await?;
-        let (names, closed) =
+        let (names, closed, excluded) =
             catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
         let mut uncovered: Vec<String> =
             closed.iter().map(|name| format!("database `{name}`, which accepts no connections")).collect();
+        uncovered
+            .extend(excluded.iter().map(|name| format!("database `{name}`, which `exclude_databases` leaves out")));
         if !role.reads_passwords {
             uncovered.push(format!("passwords of roles, which role `{}` may not read", role.name));
         }
@@ -243,7 +245,11 @@ async fn try_hold(server: &Server, name: &str, role: &str, into: &SnapshotWriter
         tables,
         objects,
         large_objects,
-        left_out: relations.iter().filter(|one| one.left_out.is_some()).map(|one| one.names()).collect(),
+        left_out: relations
+            .iter()
+            .filter(|one| one.kind == RelationKind::Table && one.left_out.is_some())
+            .map(|one| one.names())
+            .collect(),
         extensions,
         tablespaces,
     };
@@ -453,7 +459,7 @@ async fn sequences(held: &HeldDatabase, into: &SnapshotWriter) -> Result<(), Sou
     let names: Vec<(String, String)> = held
         .relations
         .iter()
-        .filter(|relation| relation.kind == RelationKind::Sequence)
+        .filter(|relation| relation.kind == RelationKind::Sequence && relation.left_out.is_none())
         .map(|relation| (relation.schema.clone(), relation.name.clone()))
         .collect();
     let positions = catalog::sequence_positions(&held.holder, &names).await?;

@@ -84,7 +84,7 @@ pub(super) async fn databases(session: &Session) -> Result<Vec<ListedDatabase>, 
     Ok(rows.iter().map(|row| ListedDatabase { name: row.get(0), accepts_connections: row.get(1) }).collect())
 }
 
-/// Which databases the patterns mean, and which of those were left out because they take no connections.
+/// Which databases the patterns mean; which of those are left out because they take no connections; and which because they are excluded.
 ///
 /// Nothing found is not fine: a name that is not there and a pattern that fits none are errors.
 pub(super) fn choose(
@@ -92,9 +92,10 @@ pub(super) fn choose(
     patterns: &[NamePattern],
     exclude: &[NamePattern],
     server: &str,
-) -> Result<(Vec<String>, Vec<String>), PostgresError> {
+) -> Result<(Vec<String>, Vec<String>, Vec<String>), PostgresError> {
     let is_excluded = |database: &ListedDatabase| exclude.iter().any(|pattern| pattern.matches(&database.name));
-    let listed: Vec<&ListedDatabase> = listed.iter().filter(|database| !is_excluded(database)).collect();
+    let (excluded, listed): (Vec<&ListedDatabase>, Vec<&ListedDatabase>) =
+        listed.iter().partition(|database| is_excluded(database));
     for pattern in patterns {
         let fits = || listed.iter().filter(|database| pattern.matches(&database.name));
         match fits().next() {
@@ -116,10 +117,11 @@ pub(super) fn choose(
             _ => {}
         }
     }
-    let meant = listed.into_iter().filter(|database| patterns.iter().any(|pattern| pattern.matches(&database.name)));
+    let is_meant = |database: &&ListedDatabase| patterns.iter().any(|pattern| pattern.matches(&database.name));
+    let meant = listed.into_iter().filter(is_meant);
     let (open, closed): (Vec<_>, Vec<_>) = meant.partition(|database| database.accepts_connections);
     let names = |list: Vec<&ListedDatabase>| list.into_iter().map(|database| database.name.clone()).collect();
-    Ok((names(open), names(closed)))
+    Ok((names(open), names(closed), names(excluded.into_iter().filter(is_meant).collect())))
 }
 
 /// What a relation is, as far as a capture cares.
@@ -202,11 +204,11 @@ const USERS: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_t
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
 /// Relations that a capture cares for: the user's, and what extensions have declared to be configuration (PostgreSQL documentation, 38.17.3).
-const CAPTURED: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
+const CAPTURED: &str = "(c.relkind IN ('r', 'S') AND c.oid IN (SELECT pg_catalog.unnest(x.extconfig) FROM pg_catalog.pg_extension x) \
+     OR n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
      AND n.nspname !~ '^pg_(temp|toast_temp)_' AND c.relpersistence <> 't' \
-     AND (c.relkind IN ('r', 'S') AND c.oid IN (SELECT pg_catalog.unnest(x.extconfig) FROM pg_catalog.pg_extension x) \
-         OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
-             WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e'))";
+     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
+         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e'))";
 
 /// Types of which COPY's binary form is the same on every server: no OIDs in it that another server has given to something else, nothing that
 /// depends on a version or a setting. With them, their arrays and ranges of them, whose OIDs are fixed, enumerations (their labels), and domains
@@ -571,7 +573,8 @@ mod tests {
             let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(p).unwrap()).collect();
             choose(&listed, &patterns, &[], "host:5432")
         };
-        let (open, closed) = choose(&["*"]).unwrap();
+        let (open, closed, excluded) = choose(&["*"]).unwrap();
+        assert!(excluded.is_empty());
         assert_eq!(open, ["altlas", "postgres"]);
         assert_eq!(closed, ["closed"]);
         assert_eq!(choose(&["alt*", "altlas"]).unwrap().0, ["altlas"]);
@@ -580,7 +583,8 @@ mod tests {
             super::choose(&listed, &patterns, &[NamePattern::new(exclude).unwrap()], "host:5432")
         };
         assert_eq!(without(&["*"], "post*").unwrap().0, ["altlas"]);
-        assert!(matches!(without(&["postgres"], "post*"), Err(PostgresError::NoSuchDatabase { .. })));
+        assert_eq!(without(&["alt*", "postgres"], "post*").unwrap().2, ["postgres"]);
+        assert!(matches!(without(&["nothing"], "post*"), Err(PostgresError::NoSuchDatabase { .. })));
         assert!(matches!(choose(&["altlas_db"]), Err(PostgresError::NoSuchDatabase { .. })));
         assert!(matches!(choose(&["altlas", "app*"]), Err(PostgresError::NoMatch { .. })));
         assert!(matches!(choose(&["closed"]), Err(PostgresError::ClosedDatabase { .. })));

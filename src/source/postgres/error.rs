@@ -175,7 +175,7 @@ pub enum PostgresError {
         databases: Vec<String>,
     },
     /// COPY delivered something that is not rows.
-    #[error("the rows of {table} did not end with a line end: the connection delivered less than the table")]
+    #[error("the rows of {table} did not come whole, each once and from its beginning to its end")]
     TornRows {
         /// The table.
         table: String,

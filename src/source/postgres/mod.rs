@@ -87,10 +87,13 @@ impl Source for PostgresSource {
             add(Level::Warning, format!("role `{}` cannot read passwords of roles: they are not backed up", role.name));
         }
         let listed = catalog::databases(&session).await?;
-        let (names, closed) =
+        let (names, closed, excluded) =
             catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
         for name in closed {
             add(Level::Warning, format!("database `{name}` accepts no connections and is not backed up"));
+        }
+        for name in excluded {
+            add(Level::Warning, format!("database `{name}` is left out by `exclude_databases` and is not backed up"));
         }
         let is_standby = catalog::is_standby(&session).await?;
         let (mut holds, mut seen) = (0, Vec::new());

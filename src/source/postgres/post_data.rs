@@ -99,7 +99,12 @@ impl<'a> Plan<'a> {
                 (Some(key), ..) => of_tables.entry(key.table).or_default().push(as_it_is()),
                 (_, Some(table), _) if sizes[&table] > LARGE => plan.builds.push(vec![as_it_is()]),
                 (_, Some(table), _) => of_tables.entry(table).or_default().push(as_it_is()),
-                (.., Some(table)) if !statement.has_word("valid") && !statement.has_word("enforced") => {
+                (.., Some(table))
+                    if !statement.has_word("valid")
+                        && !statement.has_word("enforced")
+                        // Before 18, validating one to a partitioned table leaves what it has of the partitions as it is.
+                        && statement.references().is_some_and(|table| sizes.contains_key(&table)) =>
+                {
                     plan.ordered.push(step(format!("{} NOT VALID", statement.text)));
                     let name = statement.name_after("constraint").unwrap_or_default();
                     let table = sql::qualified(&table.0, &table.1);
@@ -155,8 +160,9 @@ pub(super) async fn run(
     }
     for step in before {
         match place.step(&session, &step).await {
-            Err(error) if build.not_asked_for > 0 && script[step.n].references().is_some() => {
-                notes.push(error.to_string())
+            // A partitioned table's, of which not all can be left for later: its rows are here, and those it refers to are not.
+            Err(error) if build.not_asked_for > 0 && is_missing_row(&error) => {
+                notes.push(format!("it is not there: {error}"))
             }
             Err(error) if is_refresh(&script[step.n]) && is_elsewhere(&error) => notes.push(error.to_string()),
             // A partitioned table has no foreign key that is not valid, for one.
@@ -183,10 +189,15 @@ fn is_refresh(statement: &Statement<'_>) -> bool {
     statement.begins(&["refresh", "materialized", "view"])
 }
 
-/// Is this error of another server or of a file, which a foreign table is a view of? Classes HV, 08 and 58.
+/// Does a row refer to one that is not there?
+fn is_missing_row(error: &PostgresError) -> bool {
+    matches!(error, PostgresError::Query { state: Some(state), .. } if state == b"23503")
+}
+
+/// Is this error of another server, or of a file that is not there, which a foreign table is a view of? Classes HV and 08, and 58P01.
 fn is_elsewhere(error: &PostgresError) -> bool {
-    let classes = [b"HV", b"08", b"58"];
-    matches!(error, PostgresError::Query { state: Some(state), .. } if classes.iter().any(|class| state.starts_with(*class)))
+    let is_one = |state: &[u8; 5]| state.starts_with(b"HV") || state.starts_with(b"08") || state == b"58P01";
+    matches!(error, PostgresError::Query { state: Some(state), .. } if is_one(state))
 }
 
 /// Where a script is carried out.

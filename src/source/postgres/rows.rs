@@ -311,7 +311,12 @@ impl<'a> Reading<'a> {
             match next {
                 Next::Read(to) => {
                     let statement = detail.copy_pages_out(at, to, format, &self.database.encoding);
+                    // A query is planned, and its planner locks every index of the table to the transaction's end: whoever then makes one anew
+                    // would wait for us, and everyone behind him for him.
+                    session.batch_execute("SAVEPOINT r").await.map_err(query("setting a savepoint"))?;
                     self.copy(session, table, &statement, &mut writer).await?;
+                    let back = session.batch_execute("ROLLBACK TO r; RELEASE r").await;
+                    back.map_err(query("going back to a savepoint"))?;
                     at = to;
                 }
                 Next::Border => {
@@ -396,7 +401,8 @@ struct Worker {
 impl Worker {
     async fn open(server: &Server, database: &DatabaseDetail) -> Result<Self, SourceError> {
         let session = worker_session(server, database).await?;
-        session.batch_execute(IN_HEAP_ORDER).await.map_err(query("setting up a session that reads rows"))?;
+        let settings = format!("{IN_HEAP_ORDER}; SET lock_timeout = '{}ms'", server.config.lock_timeout.as_millis());
+        session.batch_execute(&settings).await.map_err(query("setting up a session that reads rows"))?;
         Ok(Self { session, locked: HashSet::new() })
     }
 

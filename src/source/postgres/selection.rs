@@ -16,9 +16,13 @@ fn fits(patterns: &[NamePattern], table: &Relation) -> bool {
 
 /// Marks tables whose rows are not read, with the reason.
 pub(super) fn leave_out(config: &PostgresConfig, is_standby: bool, relations: &mut [Relation]) {
-    for table in relations.iter_mut().filter(|relation| relation.kind == RelationKind::Table) {
+    // A sequence of an unlogged table is as unlogged as that, from 15 on.
+    let has_rows = |relation: &&mut Relation| matches!(relation.kind, RelationKind::Table | RelationKind::Sequence);
+    for table in relations.iter_mut().filter(has_rows) {
         let why = if is_standby && table.is_unlogged {
             "which is unlogged, and a standby has none"
+        } else if table.kind == RelationKind::Sequence {
+            continue;
         } else if fits(&config.exclude_tables, table) {
             "which `exclude_tables` leaves out"
         } else if !fits(&config.tables, table) {
@@ -37,8 +41,12 @@ pub(super) fn uncovered<'a>(database: &'a str, relations: &'a [Relation]) -> imp
             RelationKind::Foreign => "whose rows another server has",
             _ => relation.left_out.as_deref()?,
         };
-        let kind = if relation.kind == RelationKind::Foreign { "foreign table" } else { "table" };
-        Some(format!("rows of {kind} {} in database `{database}`, {why}", relation.shown()))
+        let what = match relation.kind {
+            RelationKind::Foreign => "rows of foreign table",
+            RelationKind::Sequence => "position of sequence",
+            _ => "rows of table",
+        };
+        Some(format!("{what} {} in database `{database}`, {why}", relation.shown()))
     })
 }
 
@@ -51,8 +59,10 @@ pub(super) fn all_fit<'a>(
         let mut tables = databases.clone().flatten().filter(|relation| relation.kind == RelationKind::Table);
         tables.any(|table| fits(std::slice::from_ref(pattern), table))
     };
-    // Where all are meant there may be none, which is told elsewhere.
-    match config.tables.iter().find(|pattern| pattern.as_str() != "*" && !is_met(pattern)) {
+    // Where all are meant there may be none, which is told elsewhere. What was to be left out and is not there is there by another name: a
+    // partitioned table's rows are its partitions'.
+    match config.tables.iter().chain(&config.exclude_tables).find(|pattern| pattern.as_str() != "*" && !is_met(pattern))
+    {
         Some(pattern) => Err(PostgresError::NoTable { pattern: pattern.as_str().to_owned() }),
         None => Ok(()),
     }

@@ -129,6 +129,44 @@ pub(super) struct Statement<'a> {
     offset: usize,
 }
 
+/// What keeps a semicolon from ending a statement, as psql sees it: parentheses, as a rule with several actions has, and the body of a
+/// function in SQL, `BEGIN ATOMIC …; END`.
+#[derive(Default)]
+struct Nesting {
+    parentheses: usize,
+    blocks: usize,
+    /// The first words of the statement.
+    words: Vec<String>,
+}
+
+impl Nesting {
+    fn see(&mut self, token: &Token, text: &str) {
+        match (&token.kind, text) {
+            (Kind::Other, "(") => self.parentheses += 1,
+            (Kind::Other, ")") => self.parentheses = self.parentheses.saturating_sub(1),
+            (Kind::Word(word), _) => {
+                if self.words.len() < 4 {
+                    self.words.push(word.clone());
+                }
+                let mut first = self.words.iter().filter(|word| !["or", "replace"].contains(&word.as_str()));
+                let is_routine = first.next().is_some_and(|word| word == "create")
+                    && first.next().is_some_and(|word| ["function", "procedure"].contains(&word.as_str()));
+                match word.as_str() {
+                    "begin" if is_routine => self.blocks += 1,
+                    "case" if self.blocks > 0 => self.blocks += 1,
+                    "end" if self.blocks > 0 => self.blocks -= 1,
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.parentheses == 0 && self.blocks == 0
+    }
+}
+
 /// The statements of a script; psql's own lines and comments are left out.
 pub(super) fn statements(sql: &str) -> Vec<Statement<'_>> {
     let mut found = Vec::new();
@@ -139,11 +177,18 @@ pub(super) fn statements(sql: &str) -> Vec<Statement<'_>> {
             found.push(Statement { text: &sql[start..end], tokens: std::mem::take(open), offset: start });
         }
     };
+    let mut nesting = Nesting::default();
     for token in tokens(sql) {
         match token.kind {
-            Kind::Semicolon => close(&mut open),
+            Kind::Semicolon if nesting.is_closed() => {
+                close(&mut open);
+                nesting = Nesting::default();
+            }
             Kind::Meta => {}
-            _ => open.push(token),
+            _ => {
+                nesting.see(&token, &sql[token.start..token.end]);
+                open.push(token);
+            }
         }
     }
     close(&mut open);
@@ -483,6 +528,16 @@ mod tests {
         assert_eq!(on("CREATE INDEX i ON ONLY s.t USING btree (a)"), None);
         let foreign = "ALTER TABLE ONLY s.t\n    ADD CONSTRAINT f FOREIGN KEY (a) REFERENCES s.u(a)";
         assert_eq!(statements(foreign)[0].constraint_on(&["foreign", "key"]), table);
+    }
+
+    #[test]
+    fn some_semicolons_end_no_statement() {
+        let sql = "CREATE RULE r AS ON INSERT TO v DO INSTEAD ( INSERT INTO a VALUES (1); INSERT INTO b VALUES (2); );\n\
+             CREATE OR REPLACE FUNCTION s.begin(x int) RETURNS int LANGUAGE sql BEGIN ATOMIC SELECT CASE WHEN x > 0 THEN 1 ELSE 2 END; SELECT 3; END;\n\
+             CREATE TABLE t (\"begin\" int);\nBEGIN;\nSELECT 1;\nCOMMIT";
+        let texts: Vec<&str> = statements(sql).iter().map(|statement| statement.text).collect();
+        assert_eq!(texts.len(), 6, "{texts:#?}");
+        assert!(texts[0].ends_with("); )") && texts[1].ends_with("SELECT 3; END"), "{texts:#?}");
     }
 
     #[test]
