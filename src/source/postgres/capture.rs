@@ -140,7 +140,7 @@ impl PostgresCapture {
         Tools::find(tools_dir, "pg_dumpall", version.major).await?;
         let role = catalog::role(&session).await?;
         let listed = catalog::databases(&session).await?;
-        let (names, closed, excluded) =
+        let catalog::Chosen { names, closed, excluded } =
             catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
         let mut uncovered: Vec<String> =
             closed.iter().map(|name| format!("database `{name}`, which accepts no connections")).collect();

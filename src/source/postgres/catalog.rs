@@ -84,7 +84,17 @@ pub(super) async fn databases(session: &Session) -> Result<Vec<ListedDatabase>, 
     Ok(rows.iter().map(|row| ListedDatabase { name: row.get(0), accepts_connections: row.get(1) }).collect())
 }
 
-/// Which databases the patterns mean; which of those are left out because they take no connections; and which because they are excluded.
+/// Databases that a configuration means.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    pub(super) names: Vec<String>,
+    /// Left out because they take no connections.
+    pub(super) closed: Vec<String>,
+    /// Left out because they are excluded.
+    pub(super) excluded: Vec<String>,
+}
+
+/// Which databases the patterns mean.
 ///
 /// Nothing found is not fine: a name that is not there and a pattern that fits none are errors.
 pub(super) fn choose(
@@ -92,7 +102,7 @@ pub(super) fn choose(
     patterns: &[NamePattern],
     exclude: &[NamePattern],
     server: &str,
-) -> Result<(Vec<String>, Vec<String>, Vec<String>), PostgresError> {
+) -> Result<Chosen, PostgresError> {
     let is_excluded = |database: &ListedDatabase| exclude.iter().any(|pattern| pattern.matches(&database.name));
     let (excluded, listed): (Vec<&ListedDatabase>, Vec<&ListedDatabase>) =
         listed.iter().partition(|database| is_excluded(database));
@@ -121,7 +131,8 @@ pub(super) fn choose(
     let meant = listed.into_iter().filter(is_meant);
     let (open, closed): (Vec<_>, Vec<_>) = meant.partition(|database| database.accepts_connections);
     let names = |list: Vec<&ListedDatabase>| list.into_iter().map(|database| database.name.clone()).collect();
-    Ok((names(open), names(closed), names(excluded.into_iter().filter(is_meant).collect())))
+    let excluded = names(excluded.into_iter().filter(is_meant).collect());
+    Ok(Chosen { names: names(open), closed: names(closed), excluded })
 }
 
 /// What a relation is, as far as a capture cares.
@@ -573,17 +584,17 @@ mod tests {
             let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(p).unwrap()).collect();
             choose(&listed, &patterns, &[], "host:5432")
         };
-        let (open, closed, excluded) = choose(&["*"]).unwrap();
+        let Chosen { names: open, closed, excluded } = choose(&["*"]).unwrap();
         assert!(excluded.is_empty());
         assert_eq!(open, ["altlas", "postgres"]);
         assert_eq!(closed, ["closed"]);
-        assert_eq!(choose(&["alt*", "altlas"]).unwrap().0, ["altlas"]);
+        assert_eq!(choose(&["alt*", "altlas"]).unwrap().names, ["altlas"]);
         let without = |patterns: &[&str], exclude: &str| {
             let patterns: Vec<_> = patterns.iter().map(|p| NamePattern::new(p).unwrap()).collect();
             super::choose(&listed, &patterns, &[NamePattern::new(exclude).unwrap()], "host:5432")
         };
-        assert_eq!(without(&["*"], "post*").unwrap().0, ["altlas"]);
-        assert_eq!(without(&["alt*", "postgres"], "post*").unwrap().2, ["postgres"]);
+        assert_eq!(without(&["*"], "post*").unwrap().names, ["altlas"]);
+        assert_eq!(without(&["alt*", "postgres"], "post*").unwrap().excluded, ["postgres"]);
         assert!(matches!(without(&["nothing"], "post*"), Err(PostgresError::NoSuchDatabase { .. })));
         assert!(matches!(choose(&["altlas_db"]), Err(PostgresError::NoSuchDatabase { .. })));
         assert!(matches!(choose(&["altlas", "app*"]), Err(PostgresError::NoMatch { .. })));

@@ -87,7 +87,7 @@ impl Source for PostgresSource {
             add(Level::Warning, format!("role `{}` cannot read passwords of roles: they are not backed up", role.name));
         }
         let listed = catalog::databases(&session).await?;
-        let (names, closed, excluded) =
+        let catalog::Chosen { names, closed, excluded } =
             catalog::choose(&listed, &server.config.databases, &server.config.exclude_databases, &server.name())?;
         for name in closed {
             add(Level::Warning, format!("database `{name}` accepts no connections and is not backed up"));
