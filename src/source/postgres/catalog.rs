@@ -109,6 +109,8 @@ pub(super) fn choose(
     for pattern in patterns {
         let fits = || listed.iter().filter(|database| pattern.matches(&database.name));
         match fits().next() {
+            // Meant and excluded: it is left out, and said to be.
+            None if excluded.iter().any(|database| pattern.matches(&database.name)) => {}
             None if pattern.is_literal() => {
                 return Err(PostgresError::NoSuchDatabase {
                     database: pattern.as_str().to_owned(),

@@ -135,8 +135,9 @@ pub(super) struct Statement<'a> {
 struct Nesting {
     parentheses: usize,
     blocks: usize,
-    /// The first words of the statement.
+    /// The first words of the statement, and the last.
     words: Vec<String>,
+    last: String,
 }
 
 impl Nesting {
@@ -152,11 +153,12 @@ impl Nesting {
                 let is_routine = first.next().is_some_and(|word| word == "create")
                     && first.next().is_some_and(|word| ["function", "procedure"].contains(&word.as_str()));
                 match word.as_str() {
-                    "begin" if is_routine => self.blocks += 1,
+                    "atomic" if is_routine && self.last == "begin" => self.blocks += 1,
                     "case" if self.blocks > 0 => self.blocks += 1,
                     "end" if self.blocks > 0 => self.blocks -= 1,
                     _ => {}
                 }
+                self.last.clone_from(word);
             }
             _ => {}
         }
