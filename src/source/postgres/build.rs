@@ -104,7 +104,7 @@ pub(super) struct Build {
     /// Tablespaces that the target does not have: what is in them is made in the default one.
     pub(super) missing_tablespaces: Vec<String>,
     /// Tables of the snapshot that were not asked for: they are there without rows.
-    pub(super) not_asked_for: u64,
+    pub(super) not_asked_for: Vec<sql::Name>,
 }
 
 impl Build {
@@ -141,9 +141,14 @@ impl Build {
         if large_objects.is_none() && detail.large_objects > 0 && asked_for.is_empty() {
             snapshot.artifact(&detail.large_objects_rows())?;
         }
-        let all = tables.len();
-        tables.retain(|table| asked_for.is_empty() || table.fits(asked_for));
-        let not_asked_for = (all - tables.len()) as u64;
+        let mut not_asked_for = Vec::new();
+        tables.retain(|table| {
+            let is_asked_for = asked_for.is_empty() || table.fits(asked_for);
+            if !is_asked_for {
+                not_asked_for.push((table.detail.schema.clone(), table.detail.table.clone()));
+            }
+            is_asked_for
+        });
         if !asked_for.is_empty() {
             large_objects = None;
         }
@@ -251,7 +256,8 @@ async fn post_data(
     };
     let text = sql::without_tablespaces(&text, &build.missing_tablespaces);
     let name = |(schema, table): (&str, &str)| (schema.to_owned(), table.to_owned());
-    let sizes = build.tables.iter().map(|table| (name(table.name()), table.raw())).collect();
+    let with_rows = build.tables.iter().map(|table| (name(table.name()), table.raw()));
+    let sizes = with_rows.chain(build.not_asked_for.iter().map(|name| (name.clone(), 0))).collect();
     Ok(post_data::run(server, build, sizes, &text).await?)
 }
 

@@ -154,14 +154,12 @@ pub(super) async fn run(
     let session = place.session().await?;
     let (before, after): (Vec<Step<'_>>, Vec<Step<'_>>) = steps.into_iter().partition(|step| step.n < stop);
     let mut notes = Vec::new();
-    if build.not_asked_for > 0 {
-        let is_whole = |n: usize| script[n].references().is_some_and(|table| sizes.contains_key(&table));
-        validations.retain(|n, _| is_whole(*n));
-    }
+    let is_empty = |n: usize| script[n].references().is_some_and(|table| build.not_asked_for.contains(&table));
+    validations.retain(|n, _| !is_empty(*n));
     for step in before {
         match place.step(&session, &step).await {
             // A partitioned table's, of which not all can be left for later: its rows are here, and those it refers to are not.
-            Err(error) if build.not_asked_for > 0 && is_missing_row(&error) => {
+            Err(error) if !build.not_asked_for.is_empty() && is_missing_row(&error) => {
                 notes.push(format!("it is not there: {error}"))
             }
             Err(error) if is_refresh(&script[step.n]) && is_elsewhere(&error) => notes.push(error.to_string()),

@@ -274,12 +274,12 @@ async fn plan_database(
         },
         report::bytes(build.raw)
     ));
-    if build.not_asked_for > 0 {
+    if !build.not_asked_for.is_empty() {
         plan.notes.push(format!(
             "of database `{}` only the rows of {} are restored: the other {} will be there, empty, and foreign keys to them not validated",
             database.name,
             report::count(build.tables.len() as u64, "table"),
-            build.not_asked_for
+            build.not_asked_for.len()
         ));
     }
     if !database.left_out.is_empty() {
@@ -307,7 +307,7 @@ async fn plan_database(
     };
     let before = free_name(&to, "before", tail, taken);
     taken.insert(before.clone());
-    if held != Some((0, 0)) && build.not_asked_for > 0 {
+    if held != Some((0, 0)) && !build.not_asked_for.is_empty() {
         refuse_into(
             plan,
             format!("database `{to}` on the target holds something, and only some tables are to be restored"),
