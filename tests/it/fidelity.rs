@@ -1,6 +1,6 @@
 //! Everything that PostgreSQL can hold comes back: `tests/fixtures/fidelity.sql`, and databases beside it, from version to version.
 
-use std::{collections::BTreeSet, process::Command};
+use std::collections::BTreeSet;
 
 use crate::support::{
     fixture,
@@ -9,27 +9,10 @@ use crate::support::{
     workspace::Workspace,
 };
 
-/// `pg_dump` or `pg_dumpall` of a server, by the programs of `by`, without what names a version, is random, or is of this server's own making.
+/// What a dump prints, without what is of the server's own making.
 fn definitions(server: &Postgres, by: Major, program: &str, arguments: &[&str]) -> Vec<String> {
-    let output = Command::new(tools::client_program(by, program))
-        .env("PGPASSWORD", server.password())
-        .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
-        .arg(server.port().to_string())
-        .args(arguments)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let own = [
-        "-- Dumped",
-        "-- Started",
-        "\\restrict",
-        "\\unrestrict",
-        "ALTER ROLE postgres WITH",
-        "CREATE TABLESPACE",
-        "ALTER TABLESPACE",
-    ];
-    text.lines().filter(|line| !own.iter().any(|start| line.starts_with(start))).map(str::to_owned).collect()
+    let lines = server.dump(by, program, arguments).into_iter();
+    lines.filter(|line| !line.starts_with("ALTER ROLE postgres WITH")).collect()
 }
 
 /// What 15 and 18 print differently of the same: columns of a query over one table, which 18 names without it; what a subscription is by default. That
@@ -123,12 +106,7 @@ fn comes_back(from: Major, to: Major, tiny: u32) {
         // One of that name; the other pair of versions has none, and everything goes into the default one.
         target.psql("postgres", &format!("CREATE TABLESPACE fid_space LOCATION '{}'", space(&target)));
     }
-    let address = format!("database={}", target.url("postgres"));
-    let restored = workspace
-        .run(&["--json", "restore", "latest", "--yes", "--target", &address])
-        .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
-        .ok()
-        .json();
+    let restored = workspace.restore_into(&target, &["--json"]).ok().json();
     let items = restored["sources"][0][1]["items"].as_array().unwrap();
     assert!(items.iter().all(|item| item["compared"] == "same"), "{items:?}");
 
@@ -205,11 +183,7 @@ fn configuration_of_extensions() {
     let verified = workspace.run(&["verify", "latest"]).output();
     assert_eq!(verified.code, Some(0), "{}", verified.text());
     let target = Postgres::start(Major::V15);
-    let address = format!("database={}", target.url("postgres"));
-    workspace
-        .run(&["restore", "latest", "--yes", "--target", &address])
-        .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
-        .ok();
+    workspace.restore_into(&target, &[]).ok();
     let configured = "SELECT * FROM partman.part_config";
     assert_eq!(source.psql("altlas", configured), target.psql("altlas", configured));
     assert!(source.psql("altlas", configured).contains("public.measured"));
@@ -219,4 +193,87 @@ fn configuration_of_extensions() {
     );
     // And it goes on working there.
     target.psql("altlas", "SELECT partman.run_maintenance()");
+}
+
+/// Where the verifier makes an extension in another version, what it does not take of the backup is no proof against that.
+#[test]
+fn an_extension_in_another_version() {
+    let source = Postgres::start(Major::V15);
+    source.psql("postgres", "CREATE DATABASE altlas");
+    // As a version would have it that the throwaway server does not have.
+    source.psql(
+        "altlas",
+        "CREATE SCHEMA partman; CREATE EXTENSION pg_partman SCHEMA partman; ALTER TABLE partman.part_config ADD COLUMN of_another_version int;
+         CREATE TABLE measured (at timestamptz NOT NULL) PARTITION BY RANGE (at); SELECT partman.create_parent('public.measured', 'at', 'native', 'daily')",
+    );
+    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    workspace.run(&["init"]).ok();
+    let verify = || {
+        workspace.run(&["backup"]).ok();
+        let output = workspace.run(&["--json", "verify", "latest"]).output();
+        (output.code, output.json()["sources"][0].to_string())
+    };
+    let (code, told) = verify();
+    assert!(code == Some(3) && told.contains("of_another_version"), "{told}");
+    source.psql("altlas", "UPDATE pg_extension SET extversion = '9.9.9' WHERE extname = 'pg_partman'");
+    let (code, told) = verify();
+    assert!(code == Some(4) && told.contains("extension `pg_partman` in version 9.9.9 (it makes "), "{told}");
+}
+
+/// Materialized views over tables on another server, which nobody can reach any more: they stay empty, and say so.
+#[test]
+fn materialized_views_over_foreign_tables() {
+    let source = Postgres::start(Major::V15);
+    source.psql("postgres", "CREATE DATABASE altlas");
+    source.psql("altlas", "CREATE TABLE here AS SELECT generate_series(1, 10) AS n");
+    source.psql(
+        "altlas",
+        &format!(
+            "CREATE EXTENSION postgres_fdw;
+             CREATE SERVER itself FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '127.0.0.1', port '{}', dbname 'altlas');
+             CREATE USER MAPPING FOR postgres SERVER itself OPTIONS (user 'postgres', password '{}');
+             CREATE FOREIGN TABLE there (n int) SERVER itself OPTIONS (table_name 'here');
+             CREATE MATERIALIZED VIEW \"of there\" AS SELECT t.n FROM there t JOIN here h ON h.n = t.n;
+             CREATE MATERIALIZED VIEW of_it AS SELECT count(*) AS n FROM \"of there\" v JOIN here h ON h.n = v.n;
+             CREATE MATERIALIZED VIEW of_here AS SELECT count(*) AS n FROM here",
+            source.port(),
+            source.password()
+        ),
+    );
+    assert_eq!(source.psql("altlas", "SELECT n FROM of_it"), "10");
+    source.psql("altlas", "ALTER SERVER itself OPTIONS (SET port '1')");
+    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    workspace.run(&["init"]).ok();
+    workspace.run(&["backup"]).ok();
+    let verified = workspace.run(&["--json", "verify", "latest"]).output();
+    assert_eq!(verified.code, Some(0), "{}", verified.text());
+    let notes = verified.json()["sources"][0]["notes"].to_string();
+    assert!(notes.contains("of there") && notes.contains("of_it") && !notes.contains("of_here"), "{notes}");
+
+    let target = Postgres::start(Major::V15);
+    let told = workspace.restore_into(&target, &[]).ok().text();
+    assert!(told.contains("it stays empty: REFRESH MATERIALIZED VIEW public.of_it"), "{told}");
+    let populated = "SELECT relname, relispopulated FROM pg_class WHERE relkind = 'm' ORDER BY 1";
+    assert_eq!(target.psql("altlas", populated), "of there|f\nof_here|t\nof_it|f");
+}
+
+/// Definitions in another encoding, of which something is in a tablespace that the throwaway server does not have.
+#[test]
+fn a_tablespace_of_a_database_in_another_encoding() {
+    let source = Postgres::start(Major::V15);
+    source.psql("postgres", &format!("CREATE TABLESPACE fast LOCATION '{}'", space(&source)));
+    source.psql("postgres", "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'");
+    source.psql("latin", "SET client_encoding = 'UTF8'; CREATE TABLE \"tâble\" (t text) TABLESPACE fast; INSERT INTO \"tâble\" VALUES ('é')");
+    let workspace = Workspace::folder().postgres(&source, &["latin"]);
+    workspace.run(&["init"]).ok();
+    workspace.run(&["backup"]).ok();
+    let verified = workspace.run(&["verify", "latest"]).output();
+    assert_eq!(verified.code, Some(0), "{}", verified.text());
+    let target = Postgres::start(Major::V15);
+    let told = workspace.restore_into(&target, &[]).ok().text();
+    assert!(told.contains("the target has no tablespace `fast`"), "{told}");
+    assert_eq!(
+        target.psql("latin", "SET client_encoding = 'UTF8'; SELECT md5(t) FROM \"tâble\""),
+        source.psql("latin", "SET client_encoding = 'UTF8'; SELECT md5(t) FROM \"tâble\"")
+    );
 }

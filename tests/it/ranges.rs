@@ -1,9 +1,12 @@
 //! Large tables, read in ranges by several connections: nothing is lost, nothing is there twice, and parts are what they would be had one read all of it.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::support::{
     postgres::{Major, Postgres},
+    wait_for,
     workspace::Workspace,
 };
 
@@ -57,11 +60,7 @@ fn borders_leave_no_trace_and_every_row_comes_back() {
         }
         workspace.run(&["verify", "latest", "--level", "content"]).ok();
         let target = Postgres::start(Major::V15);
-        let address = format!("database={}", target.url("postgres"));
-        workspace
-            .run(&["restore", "latest", "--yes", "--target", &address])
-            .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
-            .ok();
+        workspace.restore_into(&target, &[]).ok();
         assert_eq!(source.digests("altlas"), target.digests("altlas"), "{format}");
     }
     // Rows in the same order on other pages.
@@ -89,13 +88,7 @@ fn some_tables_come_back_beside_the_others() {
     assert_eq!(verified.code, Some(0), "{}", verified.text());
 
     let target = Postgres::start(Major::V15);
-    let address = format!("database={}", target.url("postgres"));
-    let restore = |more: &[&str]| {
-        workspace
-            .run(&[&["restore", "latest", "--yes", "--target", &address], more].concat())
-            .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
-            .output()
-    };
+    let restore = |more: &[&str]| workspace.restore_into(&target, more).output();
     let output = restore(&["--table", "audit.of_*", "--table", "public.tags", "--database", "altlas=rescued"]);
     assert_eq!(output.code, Some(0), "{}", output.text());
     assert!(output.text().contains("only the rows of 2 tables"), "{}", output.text());
@@ -129,4 +122,27 @@ fn some_tables_come_back_beside_the_others() {
     workspace.set("source.0.tables", vec!["public.*", "nothing.*"]);
     let output = workspace.run(&["backup"]).output();
     assert!(output.code == Some(1) && output.text().contains("`nothing.*`"), "{}", output.text());
+}
+
+/// A standby has none of an unlogged table's rows, nor its sequence's position; all else is backed up from there.
+#[test]
+fn a_standby_tells_what_it_does_not_have() {
+    let source = Postgres::start(Major::V15);
+    source.create_altlas("altlas", 100, 1);
+    source.psql(
+        "altlas",
+        "CREATE UNLOGGED TABLE passing (id serial PRIMARY KEY, t text); INSERT INTO passing (t) VALUES ('x')",
+    );
+    let standby = source.standby();
+    wait_for("the standby to have the table", Duration::from_secs(20), || {
+        standby.try_psql("altlas", "SELECT 'passing'::regclass").ok()
+    });
+    let workspace = Workspace::folder().postgres(&standby, &["altlas"]);
+    workspace.run(&["init"]).ok();
+    let uncovered = back_up(&workspace)["uncovered"].clone();
+    let told = uncovered.to_string();
+    assert_eq!(uncovered.as_array().unwrap().len(), 2, "{told}");
+    assert!(told.contains("rows of table public.passing") && told.contains("sequence public.passing_id_seq"), "{told}");
+    let verified = workspace.run(&["verify", "latest"]).output();
+    assert_eq!(verified.code, Some(0), "{}", verified.text());
 }

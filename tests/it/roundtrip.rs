@@ -1,7 +1,5 @@
 //! The whole way: a server, a repository, another server with the same content.
 
-use std::process::Command;
-
 use serde_json::Value;
 
 use crate::support::{
@@ -10,7 +8,6 @@ use crate::support::{
     mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
     s3::{BlockingS3, S3Kind},
-    tools,
     workspace::Workspace,
 };
 
@@ -25,19 +22,9 @@ in_both_modes! {
     databases_in_other_encodings,
 }
 
-/// `pg_dump` of one database, without what names a version or is random.
+/// `pg_dump` of one database.
 fn schema(server: &Postgres, database: &str, by: Major) -> String {
-    let output = Command::new(tools::client_program(by, "pg_dump"))
-        .env("PGPASSWORD", server.password())
-        .args(["--schema-only", "--create", "-h", "127.0.0.1", "-U", "postgres", "-p"])
-        .arg(server.port().to_string())
-        .arg(database)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let random = ["-- Dumped", "\\restrict", "\\unrestrict"];
-    text.lines().filter(|line| !random.iter().any(|start| line.starts_with(start))).collect::<Vec<_>>().join("\n")
+    server.dump(by, "pg_dump", &["--schema-only", "--create", database]).join("\n")
 }
 
 /// A server with the two databases that are to come back.
@@ -90,11 +77,7 @@ fn round_trip(source: &Postgres, workspace: &Workspace, target: &Postgres, by: M
 
 /// `restore latest` into another server than the source's.
 fn restore(workspace: &Workspace, target: &Postgres, more: &[&str]) -> Run {
-    let mut arguments = vec!["--json", "restore", "latest", "--yes", "--target"];
-    let address = format!("database={}", target.url("postgres"));
-    arguments.push(&address);
-    arguments.extend(more);
-    workspace.run(&arguments).env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
+    workspace.restore_into(target, &[&["--json"], more].concat())
 }
 
 /// A folder, and SeaweedFS, for one pair of versions.

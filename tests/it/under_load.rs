@@ -1,13 +1,16 @@
 //! Captures while others write, and change the shape of tables: each ends with an error that names its cause, or restores to something that was once true.
 
 use std::{
+    net::SocketAddr,
     process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use crate::support::{
     postgres::{Major, Postgres},
-    process, tools,
+    process,
+    proxy::{Step, TcpProxy, Way},
+    tools,
     workspace::Workspace,
 };
 
@@ -75,7 +78,6 @@ fn captures_under_changes_are_whole_or_fail() {
     workspace.set("source.0.lock_timeout", "5s");
     workspace.run(&["init"]).ok();
     let target = Postgres::start(Major::V15);
-    let address = format!("database={}", target.url("postgres"));
 
     let (is_over, turns) = (AtomicBool::new(false), AtomicU64::new(0));
     let mut load = process::spawn(bench(&["-c", "4", "-T", "600", "-n"])).unwrap();
@@ -102,18 +104,7 @@ fn captures_under_changes_are_whole_or_fail() {
                 }
                 whole += 1;
                 let database = format!("bench_{n}");
-                let restored = workspace
-                    .run(&[
-                        "restore",
-                        "latest",
-                        "--yes",
-                        "--target",
-                        &address,
-                        "--database",
-                        &format!("bench={database}"),
-                    ])
-                    .env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
-                    .output();
+                let restored = workspace.restore_into(&target, &["--database", &format!("bench={database}")]).output();
                 assert_eq!(restored.code, Some(0), "{}", restored.text());
                 assert_eq!(target.psql(&database, BALANCES), "t", "balances of capture {n}");
                 for (table, rows) in
@@ -143,4 +134,39 @@ fn captures_under_changes_are_whole_or_fail() {
     assert!(whole > 0, "no capture of {captures} was whole");
     assert!(turns.into_inner() > 10, "hardly anything was changed");
     println!("{whole} of {captures} captures were whole");
+}
+
+/// TRUNCATE is not MVCC-safe: a snapshot that is older than one finds the table empty. Between the snapshot and the lock nobody can be kept from it.
+#[test]
+fn a_table_that_is_filled_anew_between_snapshot_and_lock() {
+    let source = Postgres::start(Major::V15);
+    source.psql("postgres", "CREATE DATABASE one");
+    source.psql("one", "CREATE TABLE refilled AS SELECT generate_series(1, 1000) AS n");
+    let mut workspace = Workspace::folder().postgres(&source, &["one"]);
+    let proxy = TcpProxy::start(SocketAddr::from(([127, 0, 0, 1], source.port())));
+    workspace.set("source.0.url", format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port()));
+    workspace.run(&["init"]).ok();
+    // Right before the capture's own lock, so many times.
+    let refill = |times: u32| {
+        let mut refill = source.psql_command("one");
+        refill.args(["-c", "BEGIN; TRUNCATE refilled; INSERT INTO refilled SELECT generate_series(1, 1000); COMMIT"]);
+        let mut left = times;
+        proxy.on_bytes(move |way, _, bytes| {
+            let is_lock = way == Way::Up && bytes.windows(15).any(|window| window == b"LOCK TABLE ONLY");
+            if is_lock && left > 0 {
+                left -= 1;
+                assert!(refill.status().unwrap().success());
+            }
+            vec![Step::Send(bytes)]
+        });
+    };
+    refill(1);
+    let told = workspace.run(&["-v", "backup"]).ok().text();
+    assert!(told.contains("changed while it was locked; attempt 1 of 3"), "{told}");
+    let target = Postgres::start(Major::V15);
+    workspace.restore_into(&target, &[]).ok();
+    assert_eq!(target.psql("one", "SELECT count(*) FROM refilled"), ALWAYS);
+    refill(3);
+    let words = ["public.refilled in database `one` was rewritten, truncated, renamed or dropped", "3 attempts"];
+    workspace.run(&["backup"]).output().assert_error(1, &words);
 }

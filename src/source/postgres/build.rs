@@ -13,7 +13,9 @@ use super::{
     connect::{Server, Session},
     copy::{self, TableDetail},
     error::{PostgresError, query},
-    large_objects, load, post_data, sql,
+    large_objects, load,
+    post_data::{self, Done},
+    sql,
     swap::Swap,
     tools::Tools,
 };
@@ -215,13 +217,13 @@ pub(super) async fn properties(session: &Session, snapshot: &SnapshotReader, bui
     Ok(())
 }
 
-/// Definitions, rows, definitions, sequences. Returns what to know, in words.
+/// Definitions, rows, definitions, sequences.
 pub(super) async fn fill(
     server: &Server,
     snapshot: &SnapshotReader,
     psql: &Tools,
     build: &Build,
-) -> Result<Vec<String>, SourceError> {
+) -> Result<Done, SourceError> {
     let progress = snapshot.progress();
     progress.set_phase(format!("definitions of {}", build.to));
     run_sql(server, snapshot, psql, build, &build.detail.pre_data_sql()).await?;
@@ -234,9 +236,9 @@ pub(super) async fn fill(
         large_objects::load(&session, snapshot, rows).await?;
     }
     progress.set_phase(format!("indexes and constraints of {}", build.to));
-    let notes = post_data(server, snapshot, psql, build).await?;
+    let done = post_data(server, snapshot, psql, build).await?;
     run_sql(server, snapshot, psql, build, &build.detail.sequences_sql()).await?;
-    Ok(notes)
+    Ok(done)
 }
 
 /// What comes after the rows, by several connections. A script that is not in UTF-8, or that is very long, is `psql`'s alone.
@@ -245,13 +247,13 @@ async fn post_data(
     snapshot: &SnapshotReader,
     psql: &Tools,
     build: &Build,
-) -> Result<Vec<String>, SourceError> {
+) -> Result<Done, SourceError> {
     let artifact = snapshot.artifact(&build.detail.post_data_sql())?;
     let text = match build.detail.encoding.as_str() {
         "UTF8" if artifact.raw <= MOST_STATEMENTS => snapshot.text(artifact, MOST_STATEMENTS).await?,
         _ => {
             run_sql(server, snapshot, psql, build, &artifact.path).await?;
-            return Ok(Vec::new());
+            return Ok(Done::default());
         }
     };
     let text = sql::without_tablespaces(&text, &build.missing_tablespaces);
@@ -272,7 +274,8 @@ pub(super) async fn define(
     if build.large_objects.is_some() {
         run_sql(server, snapshot, psql, build, &build.detail.large_objects_sql()).await?;
     }
-    run_sql(server, snapshot, psql, build, &build.detail.post_data_sql()).await
+    post_data(server, snapshot, psql, build).await?;
+    Ok(())
 }
 
 /// Statistics for the planner, of several tables at a time. Returns what could not be looked at, in words: nothing is lost by that.
@@ -355,16 +358,19 @@ async fn run_sql(
         .env("PGOPTIONS", "-c client_min_messages=warning -c client_connection_check_interval=10000 -c statement_timeout=0 -c default_transaction_read_only=off -c synchronous_commit=off")
         .args(["--no-psqlrc", "--no-password", "--quiet", "--set=ON_ERROR_STOP=1", "--set=VERBOSITY=verbose", "--file=-"])
         .feed(&format!("{path} of database `{}`", build.to))?;
-    if !build.missing_tablespaces.is_empty() && path != build.detail.large_objects_sql() {
-        // Few databases have any, and their definitions are short beside their rows.
-        let text = snapshot.text(artifact, MOST_TEXT).await?;
-        running.write(sql::without_tablespaces(&text, &build.missing_tablespaces).as_bytes()).await?;
-        return match running.finish().await {
-            Err(error) => Err(with_object(snapshot, artifact, error).await.into()),
-            Ok(()) => Ok(()),
-        };
-    }
     let mut parts = std::pin::pin!(snapshot.open(artifact));
+    if !build.missing_tablespaces.is_empty() && path != build.detail.large_objects_sql() && artifact.raw <= MOST_TEXT {
+        // Few databases have any, and their definitions are short beside their rows. In whatever encoding: a character for each byte, and back.
+        let mut text = String::new();
+        while let Some(part) = parts.next().await {
+            text.extend(part?.iter().map(|byte| char::from(*byte)));
+        }
+        let bytes_of = |text: &str| text.bytes().map(char::from).collect::<String>();
+        let missing: Vec<String> = build.missing_tablespaces.iter().map(|name| bytes_of(name)).collect();
+        let text = sql::without_tablespaces(&text, &missing);
+        let bytes: Vec<u8> = text.chars().filter_map(|c| u8::try_from(u32::from(c)).ok()).collect();
+        running.write(&bytes).await?;
+    }
     while let Some(part) = parts.next().await {
         running.write(&part?).await?;
     }

@@ -417,9 +417,12 @@ impl PostgresCapture {
             }
             Ok::<_, SourceError>(())
         };
-        let (pre_data, post_data) =
-            (section("pre-data", detail.pre_data_sql()), section("post-data", detail.post_data_sql()));
-        tokio::try_join!(pre_data, post_data, properties, by_the_holder)?;
+        // One after the other: each locks every table, and a server has room for so many locks.
+        let sections = async {
+            section("pre-data", detail.pre_data_sql()).await?;
+            section("post-data", detail.post_data_sql()).await
+        };
+        tokio::try_join!(sections, properties, by_the_holder)?;
         Ok(())
     }
 

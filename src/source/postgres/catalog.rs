@@ -216,12 +216,9 @@ const USERS: &str = "n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_t
      AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
          WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// Relations that a capture cares for: the user's, and what extensions have declared to be configuration (PostgreSQL documentation, 38.17.3).
-const CAPTURED: &str = "(c.relkind IN ('r', 'S') AND c.oid IN (SELECT pg_catalog.unnest(x.extconfig) FROM pg_catalog.pg_extension x) \
-     OR n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast') \
-     AND n.nspname !~ '^pg_(temp|toast_temp)_' AND c.relpersistence <> 't' \
-     AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d \
-         WHERE d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.objid = c.oid AND d.deptype = 'e'))";
+/// What extensions have declared to be configuration (PostgreSQL documentation, 38.17.3).
+const CONFIGURATION: &str =
+    "(c.relkind IN ('r', 'S') AND c.oid IN (SELECT pg_catalog.unnest(x.extconfig) FROM pg_catalog.pg_extension x))";
 
 /// Types of which COPY's binary form is the same on every server: no OIDs in it that another server has given to something else, nothing that
 /// depends on a version or a setting. With them, their arrays and ranges of them, whose OIDs are fixed, enumerations (their labels), and domains
@@ -263,9 +260,9 @@ pub(super) async fn relations(session: &Session) -> Result<Vec<Relation>, Postgr
                  c.relam IN (SELECT oid FROM pg_catalog.pg_am WHERE amname = 'heap'), c.relpersistence = 'u', \
                  coalesce((SELECT x.extcondition[pg_catalog.array_position(x.extconfig, c.oid)] FROM pg_catalog.pg_extension x \
                      WHERE c.oid = ANY (x.extconfig) LIMIT 1), ''), \
-                 c.oid IN (SELECT pg_catalog.unnest(x.extconfig) FROM pg_catalog.pg_extension x) \
+                 {CONFIGURATION} \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f') AND {CAPTURED} ORDER BY 3, 4"
+                 WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f') AND ({CONFIGURATION} OR {USERS}) ORDER BY 3, 4"
             ),
             &[],
         )
@@ -313,7 +310,7 @@ pub(super) async fn measure(session: &Session, relations: &mut [Relation]) -> Re
                 "SELECT c.oid, coalesce(pg_catalog.pg_table_size(c.oid), 0), coalesce(pg_catalog.pg_relation_size(c.oid), 0) \
                      / pg_catalog.current_setting('block_size')::int8 \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind = 'r' AND {CAPTURED}"
+                 WHERE c.relkind = 'r' AND ({CONFIGURATION} OR {USERS})"
             ),
             &[],
         )
@@ -351,7 +348,7 @@ pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, P
             &format!(
                 "SELECT n.nspname::text, c.relname::text \
                  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind = 'r' AND {CAPTURED} \
+                 WHERE c.relkind = 'r' AND ({CONFIGURATION} OR {USERS}) \
                  AND (c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(c.oid) \
                       OR pg_catalog.to_regclass(pg_catalog.format('%I.%I', n.nspname, c.relname))::pg_catalog.oid \
                          IS DISTINCT FROM c.oid) LIMIT 1"
@@ -394,6 +391,15 @@ pub(super) async fn needed_of_left_out(
         Some((left_out.get(&row.get::<_, u32>(0))?.shown(), read.get(&row.get::<_, u32>(1))?.shown()))
     };
     Ok(rows.iter().find_map(pair))
+}
+
+/// The versions that the server makes extensions in, by name.
+pub(super) async fn available_versions(session: &Session) -> Result<HashMap<String, String>, PostgresError> {
+    let rows = session
+        .query("SELECT name::text, coalesce(default_version, '') FROM pg_catalog.pg_available_extensions", &[])
+        .await
+        .map_err(query("listing the server's extensions"))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
 /// What statistics are gathered of, largest first: schema and name.

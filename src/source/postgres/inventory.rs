@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use super::{
     connect::Session,
     error::{PostgresError, query},
+    sql::{self, Name},
 };
 use crate::source::Difference;
 
@@ -421,6 +422,28 @@ fn unescaped(text: &str) -> String {
         });
     }
     plain
+}
+
+/// The inventory, had these materialized views not been filled: the last of their properties is whether they are.
+pub(super) fn without_content(inventory: &str, views: &[Name]) -> String {
+    let is_one = |name: &str| {
+        let name = sql::statements(name).first().and_then(|name| name.qualified_name(0));
+        name.is_some_and(|name| views.contains(&name))
+    };
+    let line = |line: &str| {
+        let mut fields: Vec<&str> = line.split('\t').collect();
+        if let [kind, name, properties, ..] = &mut fields[..]
+            && *kind == "materialized view"
+            && is_one(name)
+            && let Some(others) = properties.strip_suffix(" t")
+        {
+            let unfilled = format!("{others} f");
+            fields[2] = &unfilled;
+            return fields.join("\t") + "\n";
+        }
+        fields.join("\t") + "\n"
+    };
+    inventory.lines().map(line).collect()
 }
 
 #[cfg(test)]

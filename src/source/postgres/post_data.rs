@@ -66,7 +66,7 @@ pub(super) fn shown(statement: &Statement<'_>) -> String {
 }
 
 impl<'a> Plan<'a> {
-    /// `sizes` are bytes of rows of plain tables and materialized views by name: what is not among them, as a partitioned table, is left as it is.
+    /// `sizes` are bytes of rows of plain tables by name: what is not among them, as a partitioned table, is left as it is.
     fn new(script: &'a [Statement<'a>], sizes: &HashMap<Name, u64>) -> Self {
         let mut plan = Plan { stop: script.len(), ..Plan::default() };
         let mut of_tables: BTreeMap<Name, Job<'a>> = BTreeMap::new();
@@ -124,15 +124,38 @@ fn needs_something(error: &PostgresError) -> bool {
     matches!(error, PostgresError::Query { state: Some(state), .. } if state.starts_with(b"42"))
 }
 
+/// What carrying out a script leaves to be said.
+#[derive(Debug, Default)]
+pub(super) struct Done {
+    /// What to know, in words.
+    pub(super) notes: Vec<String>,
+    /// Materialized views that are empty because what they look at is elsewhere, and cannot be reached.
+    pub(super) unfilled: Vec<Name>,
+}
+
+impl Done {
+    /// Is this the error of a materialized view that may stay empty? Then it is noted.
+    fn leaves_empty(&mut self, statement: &Statement<'_>, error: &PostgresError) -> bool {
+        let Some(view) = statement.refreshes() else { return false };
+        // One that looks at another that stays empty says that it "has not been populated".
+        let is_left = is_elsewhere(error) || (!self.unfilled.is_empty() && has_state(error, b"55000"));
+        if is_left {
+            self.notes.push(format!("it stays empty: {error}"));
+            self.unfilled.push(view);
+        }
+        is_left
+    }
+}
+
 /// Carries out a script of post-data definitions, `text`, in the database of `build`.
 ///
-/// Where only some tables' rows were asked for, foreign keys to or from others are not validated. Returns what to know, in words.
+/// Where only some tables' rows were asked for, foreign keys to others are not validated.
 pub(super) async fn run(
     server: &Server,
     build: &Build,
     sizes: HashMap<Name, u64>,
     text: &str,
-) -> Result<Vec<String>, PostgresError> {
+) -> Result<Done, PostgresError> {
     let script = sql::statements(text);
     let Plan { settings, mut builds, ordered, mut validations, stop } = Plan::new(&script, &sizes);
     let size = |job: &Job<'_>| {
@@ -153,16 +176,16 @@ pub(super) async fn run(
 
     let session = place.session().await?;
     let (before, after): (Vec<Step<'_>>, Vec<Step<'_>>) = steps.into_iter().partition(|step| step.n < stop);
-    let mut notes = Vec::new();
+    let mut done = Done::default();
     let is_empty = |n: usize| script[n].references().is_some_and(|table| build.not_asked_for.contains(&table));
     validations.retain(|n, _| !is_empty(*n));
     for step in before {
         match place.step(&session, &step).await {
             // A partitioned table's, of which not all can be left for later: its rows are here, and those it refers to are not.
-            Err(error) if !build.not_asked_for.is_empty() && is_missing_row(&error) => {
-                notes.push(format!("it is not there: {error}"))
+            Err(error) if !build.not_asked_for.is_empty() && has_state(&error, b"23503") => {
+                done.notes.push(format!("it is not there: {error}"));
             }
-            Err(error) if is_refresh(&script[step.n]) && is_elsewhere(&error) => notes.push(error.to_string()),
+            Err(error) if done.leaves_empty(&script[step.n], &error) => {}
             // A partitioned table has no foreign key that is not valid, for one.
             Err(error) if validations.contains_key(&step.n) => {
                 tracing::debug!("{}: {error}; once more in its own words", step.what);
@@ -176,20 +199,15 @@ pub(super) async fn run(
     place.several(validations, false).await?;
     for step in after {
         match place.step(&session, &step).await {
-            Err(error) if is_refresh(&script[step.n]) && is_elsewhere(&error) => notes.push(error.to_string()),
+            Err(error) if done.leaves_empty(&script[step.n], &error) => {}
             result => result?,
         }
     }
-    Ok(notes)
+    Ok(done)
 }
 
-fn is_refresh(statement: &Statement<'_>) -> bool {
-    statement.begins(&["refresh", "materialized", "view"])
-}
-
-/// Does a row refer to one that is not there?
-fn is_missing_row(error: &PostgresError) -> bool {
-    matches!(error, PostgresError::Query { state: Some(state), .. } if state == b"23503")
+fn has_state(error: &PostgresError, wanted: &[u8; 5]) -> bool {
+    matches!(error, PostgresError::Query { state: Some(state), .. } if state == wanted)
 }
 
 /// Is this error of another server, or of a file that is not there, which a foreign table is a view of? Classes HV and 08, and 58P01.

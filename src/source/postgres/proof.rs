@@ -16,12 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     build::{self, Build},
-    capture::{GLOBALS, LEAVE_OUT_LARGE_OBJECTS, SnapshotDetail, restrict_argument_for},
-    catalog::{self, RelationKind},
+    capture::{DatabaseDetail, GLOBALS, LEAVE_OUT_LARGE_OBJECTS, SnapshotDetail, restrict_argument_for},
+    catalog::{self, Extension, RelationKind},
     connect::{Server, Session},
     discard,
     error::PostgresError,
-    inventory, large_objects, roles, sql, throwaway,
+    inventory, large_objects, roles,
+    sql::{self, Name},
+    throwaway,
     tools::Tools,
 };
 use crate::{
@@ -77,18 +79,23 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
         build.missing_tablespaces = database.tablespaces.clone();
         let filled = async {
             build::create(&session, snapshot, &build).await?;
-            let notes = build::fill(server, snapshot, &psql, &build).await?;
+            let done = build::fill(server, snapshot, &psql, &build).await?;
             build::properties(&session, snapshot, &build).await?;
-            Ok(notes)
+            Ok(done)
         };
-        proof.notes.extend(filled.await.map_err(while_restoring)?);
-        builds.push(build);
+        let done = match filled.await {
+            Ok(done) => done,
+            Err(error) => return Err(whose_fault(&session, database, error).await),
+        };
+        proof.notes.extend(done.notes);
+        builds.push((build, done.unfilled));
     }
     proof.restored = began.elapsed();
 
+    let (builds, unfilled): (Vec<Build>, Vec<Vec<Name>>) = builds.into_iter().unzip();
     proof.differences.extend(unused(snapshot, &builds));
     let authentic = texts(snapshot, &builds, &mut proof).await?;
-    for build in &builds {
+    for (build, unfilled) in builds.iter().zip(&unfilled) {
         let comparison = build::compare(server, snapshot, build, version.major).await?;
         proof.differences.extend(comparison.differences);
         for item in comparison.items {
@@ -110,7 +117,7 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
         let place = Place { server, session: &session, tools: &tools, psql: &psql, snapshot };
         again.missing_tablespaces = build.missing_tablespaces.clone();
         let again = authentic.then_some(again);
-        let (differences, notes) = place.definitions(build, again).await?;
+        let (differences, notes) = place.definitions(build, unfilled, again).await?;
         proof.differences.extend(differences);
         proof.notes.extend(notes);
     }
@@ -135,11 +142,30 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     Ok(proof)
 }
 
-fn while_restoring(error: SourceError) -> SourceError {
-    match error {
-        SourceError::Postgres(error) => error.while_restoring().into(),
-        other => other,
+/// What a database could not be filled for. Where the server makes an extension in another version than the source had, nobody can tell
+/// whether that is why it takes something else.
+async fn whose_fault(session: &Session, database: &DatabaseDetail, error: SourceError) -> SourceError {
+    let error = match error {
+        SourceError::Postgres(error @ (PostgresError::Query { .. } | PostgresError::Program { .. })) => error,
+        other => return other,
+    };
+    let there = match catalog::available_versions(session).await {
+        Ok(there) => there,
+        Err(error) => return error.into(),
+    };
+    let other =
+        |extension: &&Extension| there.get(&extension.name).is_some_and(|version| *version != extension.version);
+    let lacking: Vec<String> = database
+        .extensions
+        .iter()
+        .filter(other)
+        .map(|one| format!("extension `{}` in version {} (it makes {})", one.name, one.version, there[&one.name]))
+        .collect();
+    if lacking.is_empty() {
+        return error.while_restoring().into();
     }
+    tracing::warn!("{error}");
+    PostgresError::Lacking { lacking }.into()
 }
 
 /// Extensions that the server does not have are the server's fault.
@@ -265,6 +291,18 @@ impl Told {
         [("pre-data", &self.pre_data, &other.pre_data), ("post-data", &self.post_data, &other.post_data)]
     }
 
+    /// The same, had these materialized views not been filled: a throwaway server cannot reach what they look at.
+    fn without_content(mut self, views: &[Name]) -> Self {
+        if !views.is_empty() {
+            self.inventory = inventory::without_content(&self.inventory, views);
+            let is_filled =
+                |statement: &sql::Statement<'_>| statement.refreshes().is_none_or(|view| !views.contains(&view));
+            let kept = sql::statements(&self.post_data).into_iter().filter(is_filled);
+            self.post_data = kept.flat_map(|statement| [statement.text, ";\n"]).collect();
+        }
+        self
+    }
+
     fn is_the_same(&self, other: &Self) -> bool {
         inventory::differences(&self.inventory, &other.inventory).is_empty()
             && self.sections(other).iter().all(|(_, one, other)| placed(one).is_the_same(&placed(other)))
@@ -286,6 +324,7 @@ impl Place<'_> {
     async fn definitions(
         &self,
         build: &Build,
+        unfilled: &[Name],
         again: Option<Build>,
     ) -> Result<(Vec<Difference>, Vec<String>), SourceError> {
         let database = build.detail();
@@ -298,7 +337,8 @@ impl Place<'_> {
             inventory: read(self.snapshot, &database.inventory_txt()).await?,
             pre_data: read(self.snapshot, &database.pre_data_sql()).await?,
             post_data: read(self.snapshot, &database.post_data_sql()).await?,
-        };
+        }
+        .without_content(unfilled);
         let is = self.told(&build.temporary).await?;
         let objects = inventory::differences(&was.inventory, &is.inventory);
         let statements: Vec<(&str, Leftover, Leftover)> = was

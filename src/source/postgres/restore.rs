@@ -448,7 +448,7 @@ impl PostgresRestore {
         let target_major = catalog::version(&self.server, session).await?.major;
         for build in &self.builds {
             build::create(session, &self.snapshot, build).await?;
-            restored.notes.extend(build::fill(&self.server, &self.snapshot, &self.psql, build).await?);
+            restored.notes.extend(build::fill(&self.server, &self.snapshot, &self.psql, build).await?.notes);
             restored.notes.extend(build::analyze(&self.server, &self.snapshot, build).await?);
             let compared = build::compare(&self.server, &self.snapshot, build, target_major).await?;
             restored.items.extend(compared.same_or_error()?);

@@ -292,7 +292,7 @@ impl Statement<'_> {
     }
 
     /// `schema.name` at the `n`-th token.
-    fn qualified_name(&self, n: usize) -> Option<Name> {
+    pub(super) fn qualified_name(&self, n: usize) -> Option<Name> {
         (self.token_text(n + 1) == ".").then_some(())?;
         Some((self.name(n)?.to_owned(), self.name(n + 2)?.to_owned()))
     }
@@ -322,6 +322,11 @@ impl Statement<'_> {
     /// Has it this word, outside of quotes?
     pub(super) fn has_word(&self, word: &str) -> bool {
         self.tokens.iter().any(|token| matches!(&token.kind, Kind::Word(w) if w == word))
+    }
+
+    /// The materialized view that it fills: `REFRESH MATERIALIZED VIEW schema.view`.
+    pub(super) fn refreshes(&self) -> Option<Name> {
+        self.begins(&["refresh", "materialized", "view"]).then(|| self.qualified_name(3)).flatten()
     }
 
     /// The table that a foreign key leads to: `… REFERENCES schema.table(…)`.

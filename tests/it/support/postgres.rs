@@ -243,6 +243,25 @@ impl Postgres {
         self.psql_file(database, &fixture("altlas.sql"), &[("rows", &rows), ("seed", &seed)]);
     }
 
+    /// What `pg_dump` or `pg_dumpall` of a version prints of this server, by lines, without what names a version or is random.
+    #[track_caller]
+    pub fn dump(&self, by: Major, program: &str, arguments: &[&str]) -> Vec<String> {
+        let mut command = Command::new(tools::client_program(by, program));
+        command.env("PGPASSWORD", &self.password).args([
+            "-h",
+            "127.0.0.1",
+            "-U",
+            "postgres",
+            "-p",
+            &self.port.to_string(),
+        ]);
+        let output = command.args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let random = ["-- Dumped", "\\restrict", "\\unrestrict"];
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().filter(|line| !random.iter().any(|start| line.starts_with(start))).map(str::to_owned).collect()
+    }
+
     /// Rows and a digest of the rows' text, by table (`schema.name`): equal on two servers where the content is.
     #[track_caller]
     pub fn digests(&self, database: &str) -> BTreeMap<String, (u64, String)> {

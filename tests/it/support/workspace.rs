@@ -166,6 +166,13 @@ impl Workspace {
         table.insert(last.into(), value.into());
     }
 
+    /// `restore latest` of PostgreSQL into another server than the source's.
+    pub fn restore_into(&self, target: &Postgres, more: &[&str]) -> Run {
+        let address = format!("database={}", target.url("postgres"));
+        let run = self.run(&[&["restore", "latest", "--yes", "--target", &address], more].concat());
+        run.env("ALTLAS_BACKUP_TARGET_DATABASE_PASSWORD", target.password())
+    }
+
     /// Writes the configuration and gives its path.
     pub fn config(&self) -> PathBuf {
         let path = self.path("altlas-backup.toml");
