@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -180,6 +180,24 @@ fn stalled(version: NatsVersion) {
     drop(stalling.s3);
 }
 
+/// Is set once nothing has come for a while: whoever sends waits for an answer.
+fn when_still(come: Arc<impl Fn() -> u64 + Send + Sync + 'static>) -> Arc<AtomicBool> {
+    let still = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&still);
+    std::thread::spawn(move || {
+        let (mut before, mut since) = (come(), Instant::now());
+        while since.elapsed() < Duration::from_millis(300) {
+            std::thread::sleep(Duration::from_millis(10));
+            let now = come();
+            if now != before {
+                (before, since) = (now, Instant::now());
+            }
+        }
+        set.store(true, Ordering::SeqCst);
+    });
+    still
+}
+
 /// Acknowledgements that arrive many at once: these versions then let nearly twice as much go as they do otherwise.
 #[test]
 fn acknowledgements_in_bursts() {
@@ -188,14 +206,14 @@ fn acknowledgements_in_bursts() {
             scope.spawn(move || {
                 let stalling = Stalling::start(version);
                 // What came between two packets to the server, at most.
-                let (most, down) = (Arc::new(AtomicU64::new(0)), stalling.before.counter(false));
+                let (most, down) = (Arc::new(AtomicU64::new(0)), Arc::new(stalling.before.counter(false)));
                 let (seen, mut before) = (most.clone(), 0);
                 stalling.before.on_bytes(move |way, _, bytes| match way {
                     Way::Up => {
                         let now = down();
                         seen.fetch_max(now - before, Ordering::SeqCst);
                         before = now;
-                        vec![Step::Wait(Duration::from_millis(400)), Step::Send(bytes)]
+                        vec![Step::Until(when_still(down.clone())), Step::Send(bytes)]
                     }
                     Way::Down => vec![Step::Send(bytes)],
                 });
