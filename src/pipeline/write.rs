@@ -373,6 +373,11 @@ impl SnapshotWriter {
         self.artifacts.lock().unwrap_or_else(PoisonError::into_inner).push(artifact);
     }
 
+    /// Forgets every artifact so far, as if none had been written: their parts are known and will be used again. To be said with no writer open.
+    pub fn start_over(&self) {
+        self.artifacts.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// When `at` was, by the clock that all cuts of this run are told on.
     pub fn time(&self, at: Instant) -> Timestamp {
         self.pipeline.clock.time(at)

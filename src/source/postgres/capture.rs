@@ -19,11 +19,13 @@ use super::{
 };
 use crate::{
     pipeline::{Cut, Format, SnapshotWriter},
-    source::{Captured, SourceError},
+    source::{Captured, Fixed, SourceError},
 };
 
-/// How often a capture starts over because a relation was rewritten or dropped before its lock.
+/// How often a database is tried whose relations are rewritten or dropped before their lock, and all of it where what failed can pass.
 const ATTEMPTS: u32 = 3;
+/// How long a session is waited for that may be gone.
+const ANSWER: Duration = Duration::from_secs(5);
 /// Tables in one LOCK statement.
 const LOCK_BATCH: usize = 200;
 /// The longest DDL of database properties, in bytes.
@@ -130,10 +132,42 @@ enum Attempt {
     Changed(String),
 }
 
+/// Takes a snapshot of the server; once more where what went wrong can pass ([`PostgresError::passes`]).
+pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
+    let (mut fixed, mut attempt, mut notes) = (Some(fixed), 1, Vec::new());
+    loop {
+        let error = match PostgresCapture::begin(server, into).await {
+            Err(error) => error,
+            Ok(held) => {
+                match fixed.take() {
+                    Some(fixed) => fixed.now(),
+                    None => notes.push(
+                        "PostgreSQL was captured at another try, and later than what should follow it: it may mention what the \
+                         other sources have not"
+                            .to_owned(),
+                    ),
+                }
+                match held.transfer(into).await {
+                    Ok(captured) => return Ok(Captured { notes, ..captured }),
+                    Err(SourceError::Postgres(error)) => held.why(error).await,
+                    Err(other) => return Err(other),
+                }
+            }
+        };
+        if attempt == ATTEMPTS || !error.passes() {
+            return Err(error.into());
+        }
+        (attempt, notes) = (attempt + 1, Vec::new());
+        tracing::warn!("{error}; trying again: attempt {attempt} of {ATTEMPTS}");
+        into.start_over();
+    }
+}
+
 impl PostgresCapture {
     /// Cuts every database that the configuration means.
-    pub(super) async fn begin(server: &Server, into: &SnapshotWriter) -> Result<Self, PostgresError> {
+    async fn begin(server: &Server, into: &SnapshotWriter) -> Result<Self, PostgresError> {
         let session = server.connect(server.maintenance()).await?;
+        server.refuse_pooler(&session).await?;
         let version = catalog::version(server, &session).await?;
         let tools_dir = server.config.tools_dir.as_deref();
         let tools = Tools::find(tools_dir, "pg_dump", version.major).await?;
@@ -273,12 +307,14 @@ async fn lock(holder: &Session, tables: &[&Relation], timeout: Duration) -> Resu
                 Some(&SqlState::LOCK_NOT_AVAILABLE) => locked_by_others(holder, batch).await,
                 _ => Vec::new(),
             };
-            let named = match &locked[..] {
-                [] => batch.iter().map(|table| table.shown()).collect(),
-                _ => locked,
-            };
-            let what =
-                format!("locking {} of database `{}` against changes", crate::report::list(&named, 5), holder.database);
+            let blockers = catalog::blockers(holder, &locked).await;
+            let named = if locked.is_empty() { batch } else { &locked };
+            let named: Vec<String> = named.iter().map(|table| table.shown()).collect();
+            let tables = crate::report::list(&named, 5);
+            let mut what = format!("locking {tables} of database `{}` against changes", holder.database);
+            if !blockers.is_empty() {
+                what.push_str(&format!(", which {} kept us from", crate::report::list(&blockers, 3)));
+            }
             return Err(query(what)(error));
         }
     }
@@ -287,7 +323,7 @@ async fn lock(holder: &Session, tables: &[&Relation], timeout: Duration) -> Resu
 }
 
 /// Which of these tables cannot be locked now, to name them. Ends the holder's transaction, which has failed already.
-async fn locked_by_others(holder: &Session, tables: &[&Relation]) -> Vec<String> {
+async fn locked_by_others<'a>(holder: &Session, tables: &[&'a Relation]) -> Vec<&'a Relation> {
     let mut locked = Vec::new();
     for table in tables {
         let attempt = format!("BEGIN; LOCK TABLE ONLY {} IN ACCESS SHARE MODE NOWAIT", table.sql());
@@ -295,18 +331,36 @@ async fn locked_by_others(holder: &Session, tables: &[&Relation]) -> Vec<String>
             && let Err(error) = holder.batch_execute(&attempt).await
             && error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE)
         {
-            locked.push(table.shown());
+            locked.push(*table);
         }
     }
     locked
 }
 
 impl PostgresCapture {
+    /// Why something failed that the server did not answer itself: where it ended a session that holds a snapshot, for want of it.
+    async fn why(&self, error: PostgresError) -> PostgresError {
+        for held in self.databases.iter().filter(|_| !error.is_told()) {
+            let what = format!("holding the snapshot of database `{}`", held.detail.name);
+            // The server's last word may have come before we ask, and is its answer else.
+            if let Ok(Err(gone)) = tokio::time::timeout(ANSWER, held.holder.simple_query("SELECT 1")).await {
+                let lost = held
+                    .holder
+                    .ended(what.as_str())
+                    .into_iter()
+                    .chain([query(what)(gone)])
+                    .find(PostgresError::is_told);
+                return lost.unwrap_or(error);
+            }
+        }
+        error
+    }
+
     /// Sends everything into the pipeline.
     ///
     /// # Errors
     /// Whatever kept it from being complete.
-    pub(super) async fn transfer(self, into: &SnapshotWriter) -> Result<Captured, SourceError> {
+    async fn transfer(&self, into: &SnapshotWriter) -> Result<Captured, SourceError> {
         let cut = Cut::of_all(self.databases.iter().map(|held| held.cut.clone()))
             .ok_or_else(|| PostgresError::Empty { server: self.server.name(), databases: Vec::new() })?;
         into.progress().set_phase("roles");
@@ -343,12 +397,12 @@ impl PostgresCapture {
         Ok(Captured {
             cut,
             detail,
-            uncovered: self.uncovered,
+            uncovered: self.uncovered.clone(),
             failed: Vec::new(),
             hint: None,
             notes: Vec::new(),
             about: Vec::new(),
-            server: self.marks,
+            server: self.marks.clone(),
             empty,
         })
     }

@@ -13,6 +13,8 @@ use crate::config::NamePattern;
 
 /// Supported major versions.
 const MAJORS: std::ops::RangeInclusive<u32> = 14..=18;
+/// Characters of somebody else's statement in a message.
+const LONGEST_STATEMENT: usize = 120;
 
 /// `15`, and `15.18 (Debian …)` as the server says it.
 #[derive(Clone, Debug)]
@@ -358,6 +360,45 @@ pub(super) async fn changed_since(session: &Session) -> Result<Option<String>, P
         .await
         .map_err(query(format!("looking for rewritten tables in database `{}`", session.database)))?;
     Ok(row.map(|row| shown(row.get(0), row.get(1))))
+}
+
+/// Who keeps these tables from being locked: who has them locked against everybody, or waits to. In words, with what each does as far as the
+/// server tells us, without values; no failure, since it only explains one. Ends the session's transaction, which has failed already.
+pub(super) async fn blockers(session: &Session, tables: &[&Relation]) -> Vec<String> {
+    let oids: Vec<u32> = tables.iter().map(|table| table.oid).collect();
+    if oids.is_empty() || session.batch_execute("ROLLBACK").await.is_err() {
+        return Vec::new();
+    }
+    let rows = session
+        .query(
+            "WITH held AS ( \
+                 SELECT pid, granted FROM pg_catalog.pg_locks \
+                 WHERE locktype = 'relation' AND mode = 'AccessExclusiveLock' AND relation = ANY ($1) AND database = \
+                     (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database())), \
+             blocking AS ( \
+                 SELECT pid FROM held UNION \
+                 SELECT pg_catalog.unnest(pg_catalog.pg_blocking_pids(pid)) FROM held WHERE NOT granted) \
+             SELECT pid, COALESCE('role `' || usename || '`', backend_type), application_name, state, \
+                    EXTRACT(EPOCH FROM pg_catalog.clock_timestamp() - state_change)::int8, query \
+             FROM blocking JOIN pg_catalog.pg_stat_activity USING (pid) ORDER BY xact_start",
+            &[&oids],
+        )
+        .await;
+    let shown = |row: &tokio_postgres::Row| {
+        let text = |n: usize| row.get::<_, Option<String>>(n).filter(|text| !text.is_empty());
+        let mut told = vec![text(1)?];
+        told.extend(text(2).map(|application| format!("`{application}`")));
+        if let (Some(state), Some(seconds)) = (text(3), row.get::<_, Option<i64>>(4)) {
+            told.push(format!("{state} for {seconds} s"));
+        }
+        // A role that may not see it is told so in its place.
+        let statement =
+            text(5).filter(|query| query != "<insufficient privilege>").map(|query| sql::without_values(&query));
+        let statement =
+            statement.map(|query| format!(" with `{}`", query.chars().take(LONGEST_STATEMENT).collect::<String>()));
+        Some(format!("process {} ({}){}", row.get::<_, i32>(0), told.join(", "), statement.unwrap_or_default()))
+    };
+    rows.unwrap_or_default().iter().filter_map(shown).collect()
 }
 
 /// The extensions that the server could create.

@@ -1,6 +1,11 @@
 //! Connections: address, password, TLS, and the session settings that everything else leans on.
 
-use std::{ops::Deref, path::Path, sync::Arc, time::Duration};
+use std::{
+    ops::Deref,
+    path::Path,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -10,12 +15,12 @@ use rustls::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls, config::SslMode, error::SqlState};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, config::SslMode, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     catalog,
-    error::{PostgresError, query},
+    error::{PostgresError, query, query_failed},
     words::words,
 };
 use crate::config::{PostgresConfig, PostgresHost, TlsMode};
@@ -62,7 +67,26 @@ pub(super) struct Server {
 pub(super) struct Session {
     client: Client,
     driver: JoinHandle<()>,
+    ended: Arc<OnceLock<tokio_postgres::Error>>,
     pub(super) database: String,
+}
+
+impl Session {
+    /// Why the server ended the connection while nobody waited for an answer, as far as it said. Whoever asks afterwards only hears that it is closed.
+    pub(super) fn ended(&self, what: impl Into<String>) -> Option<PostgresError> {
+        self.ended.get().map(|error| query_failed(what.into(), error))
+    }
+
+    /// The server's process that answers now. By the simple protocol, which a pooler understands in any mode.
+    async fn process(&self, before: &str) -> Result<String, PostgresError> {
+        let answer = self.simple_query(&format!("{before}SELECT pg_catalog.pg_backend_pid()")).await;
+        let answer = answer.map_err(query("asking which process answers"))?;
+        let row = answer.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        Ok(row.unwrap_or_default().to_owned())
+    }
 }
 
 impl Deref for Session {
@@ -124,6 +148,8 @@ impl Server {
             config.password(password.expose_secret());
         }
         let server = self.name();
+        let ended = Arc::new(OnceLock::new());
+        let tell = Arc::clone(&ended);
         let connecting = async {
             Ok(match self.tls()? {
                 None => {
@@ -133,13 +159,13 @@ impl Server {
                         .await
                         .map_err(|e| self.failed(database, &e))?;
                     self.check_version(connection.parameter("server_version"))?;
-                    (client, tokio::spawn(drive(connection)))
+                    (client, tokio::spawn(drive(connection, tell)))
                 }
                 Some(tls) => {
                     let (client, connection) =
                         config.ssl_mode(SslMode::Require).connect(tls).await.map_err(|e| self.failed(database, &e))?;
                     self.check_version(connection.parameter("server_version"))?;
-                    (client, tokio::spawn(drive(connection)))
+                    (client, tokio::spawn(drive(connection, tell)))
                 }
             })
         };
@@ -150,7 +176,7 @@ impl Server {
                 return Err(PostgresError::Unreachable { server, detail });
             }
         };
-        let session = Session { client, driver, database: database.to_owned() };
+        let session = Session { client, driver, ended, database: database.to_owned() };
         let set_up = tokio::time::timeout(CONNECT_TIMEOUT, session.batch_execute(SESSION)).await;
         let set_up = set_up.map_err(|_| PostgresError::Unreachable {
             server: self.name(),
@@ -165,6 +191,24 @@ impl Server {
         let session = self.connect(database).await?;
         session.batch_execute(&settings.join("; ")).await.map_err(query("pinning the settings of rows"))?;
         Ok(session)
+    }
+
+    /// Refuses a pooler that gives every transaction whatever connection is free: snapshots, settings and locks of a session do not last
+    /// there. While `session` waits between two transactions, its process must stay its own.
+    pub(super) async fn refuse_pooler(&self, session: &Session) -> Result<(), PostgresError> {
+        let process = session.process("").await?;
+        let other = self.connect(&session.database).await?;
+        let of_other = match other.process("BEGIN; ").await {
+            // A pool of single statements takes none.
+            Err(PostgresError::Query { detail, .. }) if detail.contains("pooling mode") => process.clone(),
+            of_other => of_other?,
+        };
+        // What is left open is worth a line in the server's log.
+        let _ = other.batch_execute("ROLLBACK").await;
+        if of_other == process || session.process("").await? != process {
+            return Err(PostgresError::Pooler { server: self.name() });
+        }
+        Ok(())
     }
 
     /// Before the first statement: not even the settings of a session are the same in versions that are not supported.
@@ -213,7 +257,7 @@ impl Server {
     }
 }
 
-async fn drive<S, T>(connection: tokio_postgres::Connection<S, T>)
+async fn drive<S, T>(connection: tokio_postgres::Connection<S, T>, ended: Arc<OnceLock<tokio_postgres::Error>>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -221,6 +265,7 @@ where
     // Its end reaches whoever waits for an answer as "connection closed"; the cause is only known here.
     if let Err(error) = connection.await {
         tracing::debug!("a connection to PostgreSQL ended: {}", words(&error));
+        let _ = ended.set(error);
     }
 }
 

@@ -34,6 +34,12 @@ pub enum PostgresError {
         /// What was wrong.
         detail: String,
     },
+    /// Not a server, and not a session of one either.
+    #[error("{server} is a pooler that gives every transaction a session of its own choice")]
+    Pooler {
+        /// Host and port.
+        server: String,
+    },
     /// The database is not there.
     #[error("database `{database}` does not exist on {server}")]
     NoSuchDatabase {
@@ -308,6 +314,31 @@ impl PostgresError {
         }
     }
 
+    /// Did a standby give our snapshot up to apply what came from its primary? `pg_dump` tells no SQLSTATE.
+    fn is_conflict(&self) -> bool {
+        match self {
+            Self::Query { state, .. } => *state == Some(*b"40001"),
+            Self::Program { stderr, .. } => stderr.contains("conflict with recovery"),
+            _ => false,
+        }
+    }
+
+    /// Is it the server's own answer to a statement, or its last word to a session?
+    pub(super) fn is_told(&self) -> bool {
+        matches!(self, Self::Query { state: Some(_), .. })
+    }
+
+    /// Can the whole capture be well at another try? A standby gave the snapshot up; or `pg_dump` waited in vain behind somebody who waited
+    /// for our locks, and has them once we let go.
+    pub(super) fn passes(&self) -> bool {
+        // Its time-out for locks is one for statements.
+        let behind = matches!(
+            self,
+            Self::Program { program: "pg_dump", stderr, .. } if stderr.contains("LOCK TABLE") && stderr.contains("timeout")
+        );
+        behind || self.is_conflict()
+    }
+
     /// The same, where it came while the server was given what the backup holds.
     pub(super) fn while_restoring(self) -> Self {
         match self {
@@ -323,6 +354,7 @@ impl PostgresError {
             Self::Login { detail, .. } if detail.contains("CONNECT privilege") => "GRANT CONNECT ON DATABASE … to this role".into(),
             Self::Login { .. } => "check the user in the source's `url`, its `password_file`, and pg_hba.conf".into(),
             Self::Tls { .. } => "set `ca_file` to the certificate authority's PEM file, or `tls` to what the server offers".into(),
+            Self::Pooler { .. } => "give the source's `url` the address of PostgreSQL itself: a snapshot, its locks and settings last as long as a session".into(),
             Self::NoSuchDatabase { .. } | Self::NoMatch { .. } => "check `databases` of the source; `psql -l` lists what the server has".into(),
             Self::ClosedDatabase { .. } => "ALTER DATABASE … ALLOW_CONNECTIONS true, or take it out of `databases`".into(),
             Self::Version { .. } => "use a version of altlas-backup that supports this server".into(),
@@ -341,6 +373,9 @@ impl PostgresError {
             Self::Differs { .. } => "the backup's rows were all there when they were read: look at the target's log, its collations and its version".into(),
             Self::NameTooLong { .. } | Self::NameTwice { .. } => "give each database a name of its own: --database FROM=TO".into(),
             Self::NotInSnapshot { .. } => "`altlas-backup show BACKUP` lists them".into(),
+            _ if self.is_conflict() => {
+                "the standby had to apply what the snapshot forbids: raise its `max_standby_streaming_delay`, set `hot_standby_feedback`, or back up the primary".into()
+            }
             Self::Program { stderr, .. } | Self::Query { detail: stderr, .. } if stderr.contains("lock timeout") || stderr.contains("LOCK TABLE") => {
                 "something holds a lock on that table: see pg_locks, or raise `lock_timeout`".into()
             }
@@ -360,9 +395,11 @@ impl PostgresError {
 
 /// Wraps a failed statement.
 pub(super) fn query(what: impl Into<String>) -> impl FnOnce(tokio_postgres::Error) -> PostgresError {
-    move |error| PostgresError::Query {
-        what: what.into(),
-        detail: words(&error),
-        state: error.code().and_then(|state| state.code().as_bytes().try_into().ok()),
-    }
+    move |error| query_failed(what.into(), &error)
+}
+
+/// The same of an error that somebody else keeps.
+pub(super) fn query_failed(what: String, error: &tokio_postgres::Error) -> PostgresError {
+    let state = error.code().and_then(|state| state.code().as_bytes().try_into().ok());
+    PostgresError::Query { what, detail: words(error), state }
 }

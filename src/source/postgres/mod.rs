@@ -29,12 +29,7 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 use tokio_util::sync::CancellationToken;
 
-use self::{
-    capture::{PostgresCapture, SnapshotDetail},
-    catalog::RelationKind,
-    connect::Server,
-    tools::Tools,
-};
+use self::{capture::SnapshotDetail, catalog::RelationKind, connect::Server, tools::Tools};
 use super::{Captured, Finding, Fixed, Identity, Level, Proof, Restore, RestoreRequest, Source, SourceError, Wanted};
 use crate::{
     config::PostgresConfig,
@@ -77,6 +72,7 @@ impl Source for PostgresSource {
         let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
         let server = &self.server;
         let session = server.connect(server.maintenance()).await?;
+        server.refuse_pooler(&session).await?;
         let version = catalog::version(server, &session).await?;
         let role = catalog::role(&session).await?;
         add(Level::Ok, format!("{} is PostgreSQL {}, reached as role `{}`", server.name(), version.text, role.name));
@@ -143,9 +139,7 @@ impl Source for PostgresSource {
     }
 
     async fn capture(&self, into: &SnapshotWriter, fixed: Fixed) -> Result<Captured, SourceError> {
-        let held = PostgresCapture::begin(&self.server, into).await?;
-        fixed.now();
-        held.transfer(into).await
+        capture::capture(&self.server, into, fixed).await
     }
 
     async fn identity(&self) -> Result<Identity, SourceError> {

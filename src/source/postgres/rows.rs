@@ -504,7 +504,8 @@ mod tests {
         /// Whoever divides when, and whoever reads how fast: every page is kept once.
         #[test]
         fn every_page_is_kept_by_one_reader(
-            marks in proptest::collection::vec(prop::bool::weighted(0.2), 70..600),
+            // Few of them too, so that somebody goes on far beyond a border.
+            marks in (0.002..0.3).prop_flat_map(|often| proptest::collection::vec(prop::bool::weighted(often), 70..600)),
             turns in proptest::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 0..200),
         ) {
             let table = table(marks.len() as u32);
@@ -539,6 +540,27 @@ mod tests {
             let kept: Vec<u32> = readers.iter().flat_map(|reader| reader.kept.clone()).collect();
             prop_assert_eq!(kept, (0..marks.len() as u32).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn nobody_begins_where_somebody_went_on_already() {
+        let large = table(1000);
+        let mut open = Open::new(&large);
+        assert_eq!(open.divide(), Some(500));
+        let mut at = 0;
+        while at < 500 {
+            let Next::Read(to) = open.next(0, at, None) else { panic!("{at} is before the border") };
+            at = to;
+        }
+        assert_eq!(open.next(0, at, None), Next::Border);
+        while at <= 750 {
+            let Next::Read(to) = open.next(0, at, Some(500)) else { panic!("{at} is beyond the border") };
+            at = to;
+        }
+        // The middle of what the reader of the second half has left: its cuts might not be those of who passed there.
+        assert_eq!(open.divide(), None);
+        assert_eq!(open.next(500, 500, None), Next::Read(532));
+        assert_eq!(open.divide(), Some(532 + 234));
     }
 
     #[test]

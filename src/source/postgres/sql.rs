@@ -219,6 +219,25 @@ pub(super) fn normal(sql: &str) -> String {
     text
 }
 
+/// A statement on one line, without the values and comments in it: for people who may see what is done and not with what.
+pub(super) fn without_values(sql: &str) -> String {
+    let (mut text, mut end) = (String::with_capacity(sql.len()), 0);
+    for token in tokens(sql) {
+        if end != token.start && !text.is_empty() {
+            text.push(' ');
+        }
+        end = token.end;
+        let shown = &sql[token.start..token.end];
+        let is_value = match token.kind {
+            Kind::Word(_) => shown.starts_with(|c: char| c.is_ascii_digit()),
+            Kind::Other => shown.contains('\'') || (shown.len() > 1 && shown.starts_with('$')),
+            _ => false,
+        };
+        text.push_str(if is_value { "…" } else { shown });
+    }
+    text
+}
+
 /// A name with its schema.
 pub(super) type Name = (String, String);
 

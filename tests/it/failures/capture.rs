@@ -19,6 +19,7 @@ use crate::support::{
     binary::Run,
     mode::{Mode, in_both_modes},
     postgres::{Major, Postgres},
+    proxy::{Step, Way},
     wait_for,
 };
 
@@ -55,15 +56,50 @@ fn a_table_that_is_locked() {
     server.psql("one", "CREATE TABLE taken (); CREATE TABLE other ()");
     let mut workspace = initialised(&server, &["one"]);
     workspace.set("source.0.lock_timeout", "1s");
-    let _holder = Beside::start(&server, "one", "BEGIN; LOCK TABLE taken IN ACCESS EXCLUSIVE MODE;");
-    let held = "SELECT count(*) FROM pg_locks WHERE relation = 'taken'::regclass AND granted";
-    wait_for("the lock", SOON, || (server.psql("one", held) == "1").then_some(()));
+    let of_holder = "BEGIN; LOCK TABLE taken IN ACCESS EXCLUSIVE MODE; SELECT 'hunter2', 4711 AS lucky; /* hunter3 */";
+    let holder = Beside::start(&server, "one", of_holder);
+    let states = |server: &Postgres, wanted: &str| {
+        let states = "SELECT string_agg(state || coalesce(wait_event_type = 'Lock', false), ' ' ORDER BY backend_start) \
+                      FROM pg_stat_activity WHERE datname = 'one' AND query ~ 'lucky|waits' AND pid <> pg_backend_pid()";
+        wait_for("the locks", SOON, || (server.psql("one", states) == wanted).then_some(()));
+    };
+    states(&server, "idle in transactionfalse");
 
-    let words = ["source `database`", "public.taken", "database `one`", "lock timeout"];
+    let of_holder = "(role `postgres`, `psql`, idle in transaction for ";
+    let words = [
+        "source `database`",
+        "public.taken",
+        "database `one`",
+        "lock timeout",
+        of_holder,
+        "with `SELECT …, … AS lucky",
+    ];
     Failure { code: 1, kind: "source", words: &words, hint: "`lock_timeout`" }.of(|| workspace.run(&["backup"]));
     let told = workspace.run(&["backup"]).output().assert_code(1);
-    assert!(!told.stderr.contains("public.other"), "only the table that is locked is named\n{}", told.text());
+    for not_told in ["public.other", "hunter", "4711"] {
+        assert!(
+            !told.stderr.contains(not_told),
+            "only the table that is locked is named, and no values\n{}",
+            told.text()
+        );
+    }
     assert_nothing_recorded(&workspace);
+    drop(holder);
+
+    // Whoever waits before us waits for somebody himself.
+    let _reader = Beside::start(&server, "one", "BEGIN; SELECT count(*) AS lucky FROM other;");
+    states(&server, "idle in transactionfalse");
+    let waits = Beside::start(&server, "one", "ALTER TABLE other ADD COLUMN waits int DEFAULT 4711;");
+    states(&server, "idle in transactionfalse activetrue");
+    let words = [
+        "public.other",
+        "with `SELECT count(*) AS lucky FROM other",
+        "active for ",
+        "with `ALTER TABLE other ADD COLUMN waits int DEFAULT …",
+    ];
+    Failure { code: 1, kind: "source", words: &words, hint: "`lock_timeout`" }.of(|| workspace.run(&["backup"]));
+    assert_nothing_recorded(&workspace);
+    drop(waits);
     assert_nobody_left(&server);
 }
 
@@ -112,6 +148,43 @@ fn someone_who_waits_for_an_exclusive_lock_does_not_stop_a_capture() {
     for mut waiter in waiters {
         assert!(waiter.wait().unwrap().success());
     }
+}
+
+/// `pg_dump` waits behind whoever waits for our locks, and gives up. He has the table once we let go, and then all is well.
+#[test]
+fn someone_who_waits_before_the_definitions_are_read() {
+    let server = Postgres::start(Major::V15);
+    create_small(&server, "one");
+    let mut workspace = initialised(&server, &["one"]);
+    workspace.set("source.0.lock_timeout", "2s");
+    let proxy = before(&server);
+    through(&mut workspace, &proxy);
+    let mut alter = server.psql_command("one");
+    alter.args(["-c", "ALTER TABLE small ADD COLUMN added int"]).stdin(Stdio::null());
+    let mut count = server.psql_command("postgres");
+    count.args(["-c", "SELECT count(*) FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND NOT granted"]);
+    let (started, waiter) = mpsc::channel();
+    let mut started = Some(started);
+    proxy.on_bytes(move |way, _, bytes| {
+        // Our own lock is of ONLY "public"."small".
+        if way == Way::Up && memchr::memmem::find(&bytes, b"LOCK TABLE public.small").is_some() {
+            if let Some(started) = started.take() {
+                started.send(alter.spawn().unwrap()).unwrap();
+                wait_for("it to wait", SOON, || (count.output().unwrap().stdout == b"1\n").then_some(()));
+            }
+        }
+        vec![Step::Send(bytes)]
+    });
+    let output = workspace.run(&["--json", "backup"]).deadline(SOON).ok();
+    for told in ["pg_dump", "LOCK TABLE public.small", "trying again: attempt 2 of 3"] {
+        assert!(output.stderr.contains(told), "{}", output.text());
+    }
+    assert!(waiter.recv().unwrap().wait().unwrap().success());
+    assert!(output.json()["sources"][0]["notes"].to_string().contains("at another try"), "{}", output.text());
+    let target = Postgres::start(Major::V15);
+    workspace.restore_into(&target, &[]).ok();
+    assert_eq!(target.psql("one", "SELECT count(*), count(added) FROM small"), "100|0");
+    assert_nobody_left(&server);
 }
 
 /// COPY goes by the names of now: tables that changed places after the snapshot must not be read for each other.
@@ -183,6 +256,16 @@ fn a_connection_that_breaks_in_the_middle_of_rows(mode: Mode) {
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'altlas-backup' AND query ~ '^COPY'";
     server.psql("postgres", end);
     running.wait().assert_error(1, &["reading public.large"]);
+    assert_nothing_recorded(&workspace);
+    assert_nobody_left(&server);
+
+    // The one that holds the snapshot, while nobody waits for its answer.
+    let running = workspace.run(&["backup"]).spawn();
+    wait_for_rows(&server);
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+               WHERE application_name = 'altlas-backup' AND state = 'idle in transaction' AND backend_xmin IS NOT NULL";
+    assert_eq!(server.psql("postgres", end), "1");
+    running.wait().assert_error(1, &["holding the snapshot of database `one`", "administrator command"]);
     assert_nothing_recorded(&workspace);
     assert_nobody_left(&server);
     workspace.run(&["backup"]).ok();

@@ -5,6 +5,7 @@ mod capture;
 mod configuration;
 mod content;
 mod server;
+mod standby;
 mod store;
 
 use std::{net::SocketAddr, time::Duration};
