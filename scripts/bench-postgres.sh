@@ -1,4 +1,4 @@
-# `scripts/bench postgres`: backup and restore of PostgreSQL beside pg_dump and pg_restore, in turn, in one run. Sourced by scripts/bench.
+# `scripts/bench postgres…`: backup and restore of PostgreSQL beside pg_dump and pg_restore, in turn, in one run. Sourced by scripts/bench.
 #
 # Three databases: *balanced*, eight tables alike; *dominant*, one table with four indexes and a key that holds nine tenths; *toast*, one table
 # whose bytes are nearly all in long values. Ours goes into MinIO, theirs into a local file or folder.
@@ -157,4 +157,78 @@ postgres() {
                 "$(ratio "$(median ${walls[$kind.$ours]})" "$(median ${walls[$kind.$what]})")"
         done
     done
+}
+
+# A local repository is enough here: what is stored does not depend on where.
+postgres-nights() {
+    local size=${1:-1000} night first='' report
+    fill_database dominant "$size"
+    write_config nights
+    sed -i '/^kind = /a workers = 8' "$folder/nights.toml"
+    altlas-backup --quiet --config "$folder/nights.toml" init >/dev/null
+    night() {
+        psql_on "$source_port" altlas "${@:2}"
+        report=$(altlas-backup --quiet --json --config "$folder/nights.toml" backup | jq -r '[.sources[0] | .uploaded, .new_parts, .parts] + [.seconds] | @tsv')
+        read -r stored new parts seconds <<<"$report"
+        first=${first:-$stored} first_seconds=${first_seconds:-$seconds}
+        printf '%-45s %9.1f %8s %8s %12s %9s %9s\n' "$1" "$seconds" "$parts" "$new" "$stored" "$(ratio "$seconds" "$first_seconds")" "$(ratio "100 * $stored" "$first") %"
+    }
+    local stored new parts seconds first_seconds=''
+    printf '%-45s %9s %8s %8s %12s %9s %9s\n' night wall/s parts new stored/B s/first stored/first
+    night "the first" -c "CHECKPOINT"
+    night "nothing changed" -c "SELECT"
+    night "1 % appended" -c "INSERT INTO events SELECT id + 1000000000, customer, at, amount, status, md5(token) || token, note, score FROM events WHERE id % 100 = 0"
+    night "5 % deleted at random" -c "DELETE FROM events WHERE random() < 0.05"
+    night "VACUUM FULL" -c "VACUUM FULL"
+}
+
+postgres-value() {
+    local size=${1:-600} command
+    start target
+    psql_on "$source_port" postgres -c "CREATE DATABASE altlas TEMPLATE template0 ENCODING 'UTF8'"
+    psql_on "$source_port" altlas -c "CREATE TABLE large (id int PRIMARY KEY, value bytea)" -c "ALTER TABLE large ALTER value SET STORAGE EXTERNAL" \
+        -c "INSERT INTO large SELECT 1, convert_to(repeat(string_agg(md5(g::text), ''), $size), 'UTF8') FROM generate_series(1, 32768) g"
+    printf '%10s %9s %9s %10s %12s\n' command wall/s cpu/s peak/MiB child/MiB
+    write_config value
+    altlas-backup --quiet --config "$folder/value.toml" init >/dev/null
+    for command in "backup" "verify --level content" "verify"; do
+        # shellcheck disable=SC2086
+        measured altlas-backup --quiet --config "$folder/value.toml" $command
+        printf '%10s %9s %9s %10s %12s\n' "${command//--level /}" "$wall" "$cpu" "$peak" "$child_peak"
+    done
+    bring_back value
+    printf '%10s %9s %9s %10s %12s\n' restore "$wall" "$cpu" "$peak" "$child_peak"
+}
+
+# What the fingerprints of rows cost. A copy of the program is built that takes a row's last bytes for its hash: parts are cut as often, and
+# that is all it is good for.
+postgres-fingerprints() {
+    local size=${1:-1000} rounds=${2:-5} round program with=() without=()
+    local hash='xxh3_128_with_seed(row, seed)'
+    mkdir "$folder/without"
+    cp -r Cargo.toml Cargo.lock src tests "$folder/without/"
+    [[ "$(grep -cF "    $hash" src/pipeline/rows.rs)" == 1 ]] || die "src/pipeline/rows.rs: there is no $hash"
+    sed -i "s/^    xxh3_128_with_seed(row, seed)\$/    row.last_chunk().map_or(0, |last| u128::from_be_bytes(*last) ^ u128::from(seed)).wrapping_mul(0x9e3779b97f4a7c15f39cc0605cedc835)/" \
+        "$folder/without/src/pipeline/rows.rs"
+    # A name of its own: the same folder has everything else built already.
+    printf '[[bin]]\nname = "altlas-backup-without"\npath = "src/main.rs"\n' >>"$folder/without/Cargo.toml"
+    say "building a program that hashes no rows"
+    (cd "$folder/without" && cargo build --release --locked --quiet --bin altlas-backup-without) || die "the build"
+    fill_database balanced "$size"
+    printf '%6s %10s %9s %9s\n' round hashes wall/s cpu/s
+    for ((round = 0; round <= rounds; round++)); do
+        for program in with without; do
+            write_config "$program-$round"
+            altlas-backup --quiet --config "$folder/$program-$round.toml" init >/dev/null
+            local path=altlas-backup
+            [[ "$program" == with ]] || path=altlas-backup-without
+            measured "$path" --quiet --config "$folder/$program-$round.toml" backup
+            rm -rf "${folder:?}/$program-$round"
+            # The first round warms the server's cache and is not counted.
+            ((round > 0)) || continue
+            printf '%6d %10s %9s %9s\n' "$round" "$program" "$wall" "$cpu"
+            if [[ "$program" == with ]]; then with+=("$wall"); else without+=("$wall"); fi
+        done
+    done
+    say "with / without: $(ratio "$(median "${with[@]}")" "$(median "${without[@]}")")"
 }

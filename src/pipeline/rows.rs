@@ -77,6 +77,11 @@ pub(super) struct RowScanner {
     at: At,
 }
 
+/// The hash of a row that is there in one piece.
+fn hash_of(row: &[u8], seed: u64) -> u128 {
+    xxh3_128_with_seed(row, seed)
+}
+
 /// The length of the tuple that begins in `bytes`, if all of it is there; an error where there cannot be one.
 fn tuple_len(bytes: &[u8]) -> Result<Option<usize>, ()> {
     let Some((count, _)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
@@ -155,7 +160,7 @@ impl RowScanner {
             }
             At::Tuple => match tuple_len(bytes) {
                 Ok(Some(len)) => {
-                    let hash = xxh3_128_with_seed(&bytes[..len], self.seed);
+                    let hash = hash_of(&bytes[..len], self.seed);
                     let row = Row { hash, len: len as u64, with_framing: len as u64 };
                     Scanned { taken: len, is_row: true, ended: Some(row) }
                 }
@@ -229,7 +234,7 @@ impl RowScanner {
 
     fn ends(&mut self, bytes: &[u8]) -> (u128, u64) {
         match self.open.take() {
-            None => (xxh3_128_with_seed(bytes, self.seed), bytes.len() as u64),
+            None => (hash_of(bytes, self.seed), bytes.len() as u64),
             Some((mut hasher, len)) => {
                 hasher.update(bytes);
                 (hasher.digest128(), len + bytes.len() as u64)
