@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::support::{
-    fixture,
-    postgres::{Major, Postgres},
-    tools,
-    workspace::Workspace,
+use crate::{
+    failures::SOON,
+    support::{
+        fixture,
+        postgres::{Major, Postgres},
+        tools,
+        workspace::Workspace,
+    },
 };
 
 /// What a dump prints, without what is of the server's own making.
@@ -165,6 +168,30 @@ fn from_15_to_18() {
     comes_back(Major::V15, Major::V18, 500);
 }
 
+/// A row of 600 MB, with `ALTLAS_TORTURE` set; else of 80, which is more than a part holds too.
+#[test]
+fn one_value_that_is_larger_than_parts_are() {
+    let megabytes = if std::env::var_os("ALTLAS_TORTURE").is_some() { 600 } else { 80 };
+    let source = Postgres::start(Major::V15);
+    source.psql("postgres", "CREATE DATABASE altlas TEMPLATE template0 ENCODING 'UTF8'");
+    source.psql(
+        "altlas",
+        &format!(
+            "CREATE TABLE large (id int PRIMARY KEY, value bytea); ALTER TABLE large ALTER value SET STORAGE EXTERNAL; \
+             INSERT INTO large VALUES (0, 'before'), (2, NULL); \
+             INSERT INTO large SELECT 1, convert_to(repeat(string_agg(md5(g::text), ''), {megabytes}), 'UTF8') FROM generate_series(1, 32768) g"
+        ),
+    );
+    let workspace = Workspace::folder().postgres(&source, &["altlas"]);
+    workspace.run(&["init"]).ok();
+    let backup = workspace.run(&["backup"]).deadline(SOON).ok();
+    let target = Postgres::start(Major::V15);
+    let restore = workspace.restore_into(&target, &[]).deadline(SOON).ok();
+    println!("{megabytes} MB: {} MiB, {} MiB at most", backup.peak_memory >> 20, restore.peak_memory >> 20);
+    let rows = "SELECT id, length(value), sha256(value) FROM large ORDER BY id";
+    assert_eq!(source.psql("altlas", rows), target.psql("altlas", rows));
+}
+
 /// What an extension has declared to be configuration comes back with it, and nothing of what it brings by itself.
 #[test]
 fn configuration_of_extensions() {
@@ -255,6 +282,15 @@ fn materialized_views_over_foreign_tables() {
     assert!(told.contains("it stays empty: REFRESH MATERIALIZED VIEW public.of_it"), "{told}");
     let populated = "SELECT relname, relispopulated FROM pg_class WHERE relkind = 'm' ORDER BY 1";
     assert_eq!(target.psql("altlas", populated), "of there|f\nof_here|t\nof_it|f");
+
+    // One beside them that cannot be filled for a reason of its own, with an error of the same class.
+    source.psql(
+        "altlas",
+        "CREATE SEQUENCE counted; SELECT nextval('counted'); CREATE MATERIALIZED VIEW broken AS SELECT currval('counted') AS n",
+    );
+    workspace.run(&["backup"]).ok();
+    let verified = workspace.run(&["--json", "verify", "latest"]).output().assert_code(3);
+    assert!(verified.text().contains("REFRESH MATERIALIZED VIEW public.broken"), "{}", verified.text());
 }
 
 /// Definitions in another encoding, of which something is in a tablespace that the throwaway server does not have.

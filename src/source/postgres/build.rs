@@ -15,7 +15,7 @@ use super::{
     error::{PostgresError, query},
     large_objects, load,
     post_data::{self, Done},
-    sql,
+    rows, sql,
     swap::Swap,
     tools::Tools,
 };
@@ -30,6 +30,9 @@ use crate::{
 const MOST_TEXT: u64 = 256 * 1024 * 1024;
 /// The longest script that is taken apart into its statements, in bytes: each takes some hundred bytes more.
 const MOST_STATEMENTS: u64 = 32 * 1024 * 1024;
+
+/// Bytes of rows that are read back by one statement, about.
+const READ_BACK: u64 = 64 * 1024 * 1024;
 
 /// One table of a build.
 #[derive(Clone)]
@@ -402,26 +405,51 @@ struct Pair {
     is: Fingerprint,
 }
 
-/// The fingerprints of every table, largest first, on several connections.
+/// The fingerprints of every table, largest first, on several connections: a fingerprint is a sum, so that a large table is read in ranges.
 async fn fingerprints(server: &Server, snapshot: &SnapshotReader, build: &Build) -> Result<Vec<Pair>, SourceError> {
-    let queue: Mutex<VecDeque<&TableBuild>> = Mutex::new(build.tables.iter().collect());
+    let session = server.connect(&build.temporary).await?;
+    let mut queue = VecDeque::new();
+    for (n, table) in build.tables.iter().enumerate() {
+        queue.extend(read_back(&session, build, table).await?.into_iter().map(|statement| (n, statement)));
+    }
+    let queue = Mutex::new(queue);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let worker = async || {
         let mut done = Vec::new();
-        let Some(mut table) = next() else { return Ok(done) };
+        let Some((mut n, mut statement)) = next() else { return Ok(done) };
         let session = server.connect_for_rows(&build.temporary, &build.detail.row_settings).await?;
+        session.batch_execute(rows::IN_HEAP_ORDER).await.map_err(query("setting up a session that reads back"))?;
         loop {
-            let format = table.artifact.format;
-            let statement = table.detail.copy_out(format, &build.detail.encoding);
-            let is = fingerprint(&session, snapshot.fingerprint_seed(), format, &statement, table.shown()).await?;
-            done.push(Pair { name: table.shown(), was: table.fingerprint, is });
+            let table = &build.tables[n];
+            let seed = snapshot.fingerprint_seed();
+            let is = fingerprint(&session, seed, table.artifact.format, &statement, table.shown()).await?;
+            done.push((n, is));
             match next() {
-                Some(following) => table = following,
+                Some(following) => (n, statement) = following,
                 None => return Ok::<_, SourceError>(done),
             }
         }
     };
-    Ok(try_join_all((0..server.config.workers).map(|_| worker())).await?.into_iter().flatten().collect())
+    let mut sums = vec![Fingerprint::default(); build.tables.len()];
+    for (n, is) in try_join_all((0..server.config.workers).map(|_| worker())).await?.into_iter().flatten() {
+        sums[n] = sums[n].with(&is);
+    }
+    let pairs = build.tables.iter().zip(sums);
+    Ok(pairs.map(|(table, is)| Pair { name: table.shown(), was: table.fingerprint, is }).collect())
+}
+
+/// The statements that read a table's rows back, each some of them where they are many.
+async fn read_back(session: &Session, build: &Build, table: &TableBuild) -> Result<Vec<String>, PostgresError> {
+    let (detail, format, encoding) = (&table.detail, table.artifact.format, &build.detail.encoding);
+    let ranges = u32::try_from(table.raw() / READ_BACK).unwrap_or(u32::MAX);
+    if ranges < 2 || !detail.condition.is_empty() {
+        return Ok(vec![detail.copy_out(format, encoding)]);
+    }
+    let pages = catalog::pages(session, table.name()).await?;
+    let step = (pages / ranges).max(1);
+    let starts: Vec<u32> = (0..pages).step_by(step as usize).collect();
+    let ends = starts.iter().skip(1).copied().chain([copy::NO_PAGE]);
+    Ok(starts.iter().zip(ends).map(|(from, to)| detail.copy_pages_out(*from, to, format, encoding)).collect())
 }
 
 /// The fingerprint of what is there now, read by the statement that it was captured with.

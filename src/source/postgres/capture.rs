@@ -11,7 +11,7 @@ use tokio_postgres::error::SqlState;
 use super::{
     catalog::{self, Extension, Properties, Relation, RelationKind, Version},
     connect::{self, Server, Session},
-    error::{PostgresError, query},
+    error::{self, PostgresError, query},
     inventory, large_objects,
     rows::{self, Reading},
     selection, sql, throwaway,
@@ -120,6 +120,7 @@ pub(super) struct PostgresCapture {
     /// May `pg_dumpall` read passwords?
     reads_passwords: bool,
     bootstrap: String,
+    is_standby: bool,
     marks: Vec<String>,
     databases: Vec<HeldDatabase>,
     uncovered: Vec<String>,
@@ -142,9 +143,7 @@ pub(super) async fn capture(server: &Server, into: &SnapshotWriter, fixed: Fixed
                 match fixed.take() {
                     Some(fixed) => fixed.now(),
                     None => notes.push(
-                        "PostgreSQL was captured at another try, and later than what should follow it: it may mention what the \
-                         other sources have not"
-                            .to_owned(),
+                        "PostgreSQL was captured at another try: what was cut after the first may lack what it mentions".to_owned(),
                     ),
                 }
                 match held.transfer(into).await {
@@ -167,7 +166,6 @@ impl PostgresCapture {
     /// Cuts every database that the configuration means.
     async fn begin(server: &Server, into: &SnapshotWriter) -> Result<Self, PostgresError> {
         let session = server.connect(server.maintenance()).await?;
-        server.refuse_pooler(&session).await?;
         let version = catalog::version(server, &session).await?;
         let tools_dir = server.config.tools_dir.as_deref();
         let tools = Tools::find(tools_dir, "pg_dump", version.major).await?;
@@ -184,6 +182,7 @@ impl PostgresCapture {
             uncovered.push(format!("passwords of roles, which role `{}` may not read", role.name));
         }
         let bootstrap = catalog::bootstrap_superuser(&session).await?;
+        let is_standby = catalog::is_standby(&session).await?;
         let marks = throwaway::marks(&session).await?;
         let mut databases = Vec::with_capacity(names.len());
         for name in &names {
@@ -194,7 +193,7 @@ impl PostgresCapture {
             uncovered.extend(selection::uncovered(&held.detail.name, &held.relations));
         }
         let (server, reads_passwords) = (server.clone(), role.reads_passwords);
-        Ok(Self { server, tools, version, reads_passwords, bootstrap, marks, databases, uncovered })
+        Ok(Self { server, tools, version, reads_passwords, bootstrap, is_standby, marks, databases, uncovered })
     }
 }
 
@@ -338,19 +337,22 @@ async fn locked_by_others<'a>(holder: &Session, tables: &[&'a Relation]) -> Vec<
 }
 
 impl PostgresCapture {
-    /// Why something failed that the server did not answer itself: where it ended a session that holds a snapshot, for want of it.
+    /// Why something failed: where a session that holds a snapshot is gone, for want of it. What says itself that the server ended a session is
+    /// let stand.
     async fn why(&self, error: PostgresError) -> PostgresError {
-        for held in self.databases.iter().filter(|_| !error.is_told()) {
+        for held in self.databases.iter().filter(|_| !error.passes() && !error.is_of_ended_session()) {
             let what = format!("holding the snapshot of database `{}`", held.detail.name);
             // The server's last word may have come before we ask, and is its answer else.
             if let Ok(Err(gone)) = tokio::time::timeout(ANSWER, held.holder.simple_query("SELECT 1")).await {
-                let lost = held
-                    .holder
-                    .ended(what.as_str())
-                    .into_iter()
-                    .chain([query(what)(gone)])
-                    .find(PostgresError::is_told);
-                return lost.unwrap_or(error);
+                let told = held.holder.ended(what.as_str()).into_iter().chain([query(what.as_str())(gone)]);
+                if let Some(lost) = told.into_iter().find(PostgresError::is_of_ended_session) {
+                    return lost;
+                }
+                // Its last word may have been the answer to something that nobody waits for any more.
+                if self.is_standby {
+                    let detail = "connection closed, as a standby does in a conflict with recovery".to_owned();
+                    return PostgresError::Query { what, detail, state: Some(*error::CONFLICT) };
+                }
             }
         }
         error

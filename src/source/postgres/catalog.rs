@@ -385,10 +385,11 @@ pub(super) async fn blockers(session: &Session, tables: &[&Relation]) -> Vec<Str
         )
         .await;
     let shown = |row: &tokio_postgres::Row| {
-        let text = |n: usize| row.get::<_, Option<String>>(n).filter(|text| !text.is_empty());
-        let mut told = vec![text(1)?];
+        // A name may be in another encoding.
+        let text = |n: usize| row.try_get::<_, Option<String>>(n).ok().flatten().filter(|text| !text.is_empty());
+        let mut told = vec![text(1).unwrap_or_else(|| "a role".to_owned())];
         told.extend(text(2).map(|application| format!("`{application}`")));
-        if let (Some(state), Some(seconds)) = (text(3), row.get::<_, Option<i64>>(4)) {
+        if let (Some(state), Some(seconds)) = (text(3), row.try_get::<_, Option<i64>>(4).ok().flatten()) {
             told.push(format!("{state} for {seconds} s"));
         }
         // A role that may not see it is told so in its place.
@@ -399,6 +400,34 @@ pub(super) async fn blockers(session: &Session, tables: &[&Relation]) -> Vec<Str
         Some(format!("process {} ({}){}", row.get::<_, i32>(0), told.join(", "), statement.unwrap_or_default()))
     };
     rows.unwrap_or_default().iter().filter_map(shown).collect()
+}
+
+/// The relations that a view's query looks at, through other views too. None where there is no such view.
+pub(super) async fn used_by_view(
+    session: &Session,
+    (schema, view): &sql::Name,
+) -> Result<HashSet<sql::Name>, PostgresError> {
+    let sql = "WITH RECURSIVE used (oid) AS ( \
+                   SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                   WHERE n.nspname = $1 AND c.relname = $2 \
+                   UNION SELECT d.refobjid FROM used JOIN pg_catalog.pg_rewrite r ON r.ev_class = used.oid \
+                   JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid \
+                   WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass) \
+               SELECT n.nspname, c.relname FROM used JOIN pg_catalog.pg_class c ON c.oid = used.oid \
+               JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE NOT (n.nspname = $1 AND c.relname = $2)";
+    let rows = session.query(sql, &[schema, view]).await;
+    let rows = rows.map_err(query(format!("looking at what {} is of", shown(schema, view))))?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// How many pages a table's heap has now.
+pub(super) async fn pages(session: &Session, (schema, table): (&str, &str)) -> Result<u32, PostgresError> {
+    let sql = "SELECT pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int8 \
+               FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+               WHERE n.nspname = $1 AND c.relname = $2";
+    let row = session.query_opt(sql, &[&schema, &table]).await;
+    let row = row.map_err(query(format!("looking at the size of {}", shown(schema, table))))?;
+    Ok(row.map_or(0, |row| u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX)))
 }
 
 /// The extensions that the server could create.

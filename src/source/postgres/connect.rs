@@ -15,12 +15,13 @@ use rustls::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::task::JoinHandle;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, config::SslMode, error::SqlState};
+use tokio_postgres::{Client, NoTls, config::SslMode, error::SqlState};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{
     catalog,
     error::{PostgresError, query, query_failed},
+    pooler,
     words::words,
 };
 use crate::config::{PostgresConfig, PostgresHost, TlsMode};
@@ -76,17 +77,6 @@ impl Session {
     pub(super) fn ended(&self, what: impl Into<String>) -> Option<PostgresError> {
         self.ended.get().map(|error| query_failed(what.into(), error))
     }
-
-    /// The server's process that answers now. By the simple protocol, which a pooler understands in any mode.
-    async fn process(&self, before: &str) -> Result<String, PostgresError> {
-        let answer = self.simple_query(&format!("{before}SELECT pg_catalog.pg_backend_pid()")).await;
-        let answer = answer.map_err(query("asking which process answers"))?;
-        let row = answer.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
-        Ok(row.unwrap_or_default().to_owned())
-    }
 }
 
 impl Deref for Session {
@@ -126,8 +116,27 @@ impl Server {
         &self.config.endpoint.database
     }
 
-    /// Opens a connection to `database`.
+    /// Opens a connection to `database`, with the settings of every session. A pooler is refused before anything is set: the next transaction on
+    /// that session may be an application's.
     pub(super) async fn connect(&self, database: &str) -> Result<Session, PostgresError> {
+        let session = self.open(database).await?;
+        let looking = pooler::is_shared(&session, async || self.open(database).await);
+        let is_shared = tokio::time::timeout(CONNECT_TIMEOUT, looking).await;
+        if is_shared.map_err(|_| self.silent())?? {
+            return Err(PostgresError::Pooler { server: self.name() });
+        }
+        let set_up = tokio::time::timeout(CONNECT_TIMEOUT, session.batch_execute(SESSION)).await;
+        set_up.map_err(|_| self.silent())?.map_err(query("setting up a session"))?;
+        Ok(session)
+    }
+
+    fn silent(&self) -> PostgresError {
+        let detail = format!("no answer to the first statement within {} s", CONNECT_TIMEOUT.as_secs());
+        PostgresError::Unreachable { server: self.name(), detail }
+    }
+
+    /// Opens a connection on which nothing has been said yet.
+    async fn open(&self, database: &str) -> Result<Session, PostgresError> {
         let endpoint = &self.config.endpoint;
         let mut config = tokio_postgres::Config::new();
         config
@@ -176,14 +185,7 @@ impl Server {
                 return Err(PostgresError::Unreachable { server, detail });
             }
         };
-        let session = Session { client, driver, ended, database: database.to_owned() };
-        let set_up = tokio::time::timeout(CONNECT_TIMEOUT, session.batch_execute(SESSION)).await;
-        let set_up = set_up.map_err(|_| PostgresError::Unreachable {
-            server: self.name(),
-            detail: format!("no answer to the first statement within {} s", CONNECT_TIMEOUT.as_secs()),
-        })?;
-        set_up.map_err(query("setting up a session"))?;
-        Ok(session)
+        Ok(Session { client, driver, ended, database: database.to_owned() })
     }
 
     /// Opens a connection for rows: the settings of [`row_settings`].
@@ -191,24 +193,6 @@ impl Server {
         let session = self.connect(database).await?;
         session.batch_execute(&settings.join("; ")).await.map_err(query("pinning the settings of rows"))?;
         Ok(session)
-    }
-
-    /// Refuses a pooler that gives every transaction whatever connection is free: snapshots, settings and locks of a session do not last
-    /// there. While `session` waits between two transactions, its process must stay its own.
-    pub(super) async fn refuse_pooler(&self, session: &Session) -> Result<(), PostgresError> {
-        let process = session.process("").await?;
-        let other = self.connect(&session.database).await?;
-        let of_other = match other.process("BEGIN; ").await {
-            // A pool of single statements takes none.
-            Err(PostgresError::Query { detail, .. }) if detail.contains("pooling mode") => process.clone(),
-            of_other => of_other?,
-        };
-        // What is left open is worth a line in the server's log.
-        let _ = other.batch_execute("ROLLBACK").await;
-        if of_other == process || session.process("").await? != process {
-            return Err(PostgresError::Pooler { server: self.name() });
-        }
-        Ok(())
     }
 
     /// Before the first statement: not even the settings of a session are the same in versions that are not supported.

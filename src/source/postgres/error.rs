@@ -6,6 +6,9 @@ use crate::{pipeline::Reason, report, source::Cause};
 /// A SQLSTATE: five digits and capital letters.
 pub(super) type State = [u8; 5];
 
+/// A conflict with what a standby has to apply, among other things that never happen to who only reads.
+pub(super) const CONFLICT: &State = b"40001";
+
 /// A failed call on a PostgreSQL server or one of its programs.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -317,15 +320,15 @@ impl PostgresError {
     /// Did a standby give our snapshot up to apply what came from its primary? `pg_dump` tells no SQLSTATE.
     fn is_conflict(&self) -> bool {
         match self {
-            Self::Query { state, .. } => *state == Some(*b"40001"),
+            Self::Query { state, .. } => *state == Some(*CONFLICT),
             Self::Program { stderr, .. } => stderr.contains("conflict with recovery"),
             _ => false,
         }
     }
 
-    /// Is it the server's own answer to a statement, or its last word to a session?
-    pub(super) fn is_told(&self) -> bool {
-        matches!(self, Self::Query { state: Some(_), .. })
+    /// Is it the server's last word to a session: a standby's that gave a snapshot up, or an operator's (class 57P)?
+    pub(super) fn is_of_ended_session(&self) -> bool {
+        self.is_conflict() || matches!(self, Self::Query { state: Some(state), .. } if state.starts_with(b"57P"))
     }
 
     /// Can the whole capture be well at another try? A standby gave the snapshot up; or `pg_dump` waited in vain behind somebody who waited
@@ -339,6 +342,11 @@ impl PostgresError {
         behind || self.is_conflict()
     }
 
+    /// Is something not there, or not as a statement takes it (class 42)?
+    pub(super) fn is_about_definitions(&self) -> bool {
+        matches!(self, Self::Query { state: Some(state), .. } | Self::Program { state: Some(state), .. } if state.starts_with(b"42"))
+    }
+
     /// The same, where it came while the server was given what the backup holds.
     pub(super) fn while_restoring(self) -> Self {
         match self {
@@ -350,6 +358,9 @@ impl PostgresError {
     /// The next step.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Unreachable { detail, .. } if detail.contains("too many connections") || detail.contains("remaining connection slots") => {
+                "raise the role's or the database's CONNECTION LIMIT, or the server's max_connections; or lower `workers`".into()
+            }
             Self::Unreachable { .. } => "check host and port of the source's `url`, that the server runs, and that a network policy lets this machine through".into(),
             Self::Login { detail, .. } if detail.contains("CONNECT privilege") => "GRANT CONNECT ON DATABASE … to this role".into(),
             Self::Login { .. } => "check the user in the source's `url`, its `password_file`, and pg_hba.conf".into(),

@@ -13,6 +13,7 @@ mod error;
 mod inventory;
 mod large_objects;
 mod load;
+mod pooler;
 mod post_data;
 mod proof;
 mod restore;
@@ -72,7 +73,6 @@ impl Source for PostgresSource {
         let mut add = |level, text: String| findings.push(Finding { level, text, hint: None });
         let server = &self.server;
         let session = server.connect(server.maintenance()).await?;
-        server.refuse_pooler(&session).await?;
         let version = catalog::version(server, &session).await?;
         let role = catalog::role(&session).await?;
         add(Level::Ok, format!("{} is PostgreSQL {}, reached as role `{}`", server.name(), version.text, role.name));

@@ -14,6 +14,7 @@ use futures::future::try_join_all;
 
 use super::{
     build::Build,
+    catalog,
     connect::{Server, Session},
     error::{PostgresError, query},
     sql::{self, Name, Statement},
@@ -133,20 +134,6 @@ pub(super) struct Done {
     pub(super) unfilled: Vec<Name>,
 }
 
-impl Done {
-    /// Is this the error of a materialized view that may stay empty? Then it is noted.
-    fn leaves_empty(&mut self, statement: &Statement<'_>, error: &PostgresError) -> bool {
-        let Some(view) = statement.refreshes() else { return false };
-        // One that looks at another that stays empty says that it "has not been populated".
-        let is_left = is_elsewhere(error) || (!self.unfilled.is_empty() && has_state(error, b"55000"));
-        if is_left {
-            self.notes.push(format!("it stays empty: {error}"));
-            self.unfilled.push(view);
-        }
-        is_left
-    }
-}
-
 /// Carries out a script of post-data definitions, `text`, in the database of `build`.
 ///
 /// Where only some tables' rows were asked for, foreign keys to others are not validated.
@@ -180,12 +167,11 @@ pub(super) async fn run(
     let is_empty = |n: usize| script[n].references().is_some_and(|table| build.not_asked_for.contains(&table));
     validations.retain(|n, _| !is_empty(*n));
     for step in before {
-        match place.step(&session, &step).await {
+        match place.filled(&session, &script[step.n], &step, &mut done).await {
             // A partitioned table's, of which not all can be left for later: its rows are here, and those it refers to are not.
             Err(error) if !build.not_asked_for.is_empty() && has_state(&error, b"23503") => {
                 done.notes.push(format!("it is not there: {error}"));
             }
-            Err(error) if done.leaves_empty(&script[step.n], &error) => {}
             // A partitioned table has no foreign key that is not valid, for one.
             Err(error) if validations.contains_key(&step.n) => {
                 tracing::debug!("{}: {error}; once more in its own words", step.what);
@@ -198,10 +184,7 @@ pub(super) async fn run(
     let validations = validations.into_values().map(|step| vec![step]).collect();
     place.several(validations, false).await?;
     for step in after {
-        match place.step(&session, &step).await {
-            Err(error) if done.leaves_empty(&script[step.n], &error) => {}
-            result => result?,
-        }
+        place.filled(&session, &script[step.n], &step, &mut done).await?;
     }
     Ok(done)
 }
@@ -237,6 +220,29 @@ impl Place<'_> {
             Some(tablespace) => session.batch_execute(&format!("{tablespace}; {}", step.sql)).await.map_err(failed()),
             None => session.batch_execute(&step.sql).await.map_err(failed()),
         }
+    }
+
+    /// The same; a materialized view that is of what is elsewhere, and cannot be reached, may stay empty, and so may those that are of it.
+    async fn filled(
+        &self,
+        session: &Session,
+        statement: &Statement<'_>,
+        step: &Step<'_>,
+        done: &mut Done,
+    ) -> Result<(), PostgresError> {
+        let Err(error) = self.step(session, step).await else { return Ok(()) };
+        let Some(view) = statement.refreshes() else { return Err(error) };
+        // One that looks at another that stays empty says that it "has not been populated".
+        let is_of_empty = has_state(&error, b"55000") && {
+            let used = catalog::used_by_view(session, &view).await?;
+            done.unfilled.iter().any(|empty| used.contains(empty))
+        };
+        if !is_elsewhere(&error) && !is_of_empty {
+            return Err(error);
+        }
+        done.notes.push(format!("it stays empty: {error}"));
+        done.unfilled.push(view);
+        Ok(())
     }
 
     /// Carries out jobs on several connections, each job by one, its steps in order. Returns the numbers of those that `may_be_early`

@@ -142,11 +142,12 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     Ok(proof)
 }
 
-/// What a database could not be filled for. Where the server makes an extension in another version than the source had, nobody can tell
+/// What a database could not be filled for. Where what fails is about names and the shape of things, and the server makes an extension in another version than the source had, nobody can tell
 /// whether that is why it takes something else.
 async fn whose_fault(session: &Session, database: &DatabaseDetail, error: SourceError) -> SourceError {
     let error = match error {
-        SourceError::Postgres(error @ (PostgresError::Query { .. } | PostgresError::Program { .. })) => error,
+        SourceError::Postgres(error) if error.is_about_definitions() => error,
+        SourceError::Postgres(error) => return error.while_restoring().into(),
         other => return other,
     };
     let there = match catalog::available_versions(session).await {
@@ -164,7 +165,7 @@ async fn whose_fault(session: &Session, database: &DatabaseDetail, error: Source
     if lacking.is_empty() {
         return error.while_restoring().into();
     }
-    tracing::warn!("{error}");
+    let lacking = lacking.into_iter().chain([format!("whatever is behind this: {error}")]).collect();
     PostgresError::Lacking { lacking }.into()
 }
 

@@ -79,7 +79,6 @@ pub(super) async fn plan(
         .map_err(|error| PostgresError::Detail { detail: error.to_string() })?;
     let chosen = choose(&detail, request)?;
     let session = server.connect(server.maintenance()).await?;
-    server.refuse_pooler(&session).await?;
     let version = catalog::version(server, &session).await?;
     let psql = Tools::find_psql(server.config.tools_dir.as_deref(), version.major).await?;
     let target = Target::look(&session).await?;

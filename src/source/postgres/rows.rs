@@ -35,7 +35,7 @@ const AT_A_TIME: u64 = 32 * 1024 * 1024;
 const AT_A_TIME_BEYOND: u64 = 4 * 1024 * 1024;
 
 /// What TID ranges need to be read as such, and in the order of the heap.
-const IN_HEAP_ORDER: &str =
+pub(super) const IN_HEAP_ORDER: &str =
     "SET enable_tidscan = on; SET enable_seqscan = off; SET max_parallel_workers_per_gather = 0; SET jit = off";
 
 /// One database's rows on their way.
@@ -383,10 +383,12 @@ fn is_divisible(table: &Relation) -> bool {
 
 /// One more connection to a database, in its snapshot.
 pub(super) async fn worker_session(server: &Server, database: &DatabaseDetail) -> Result<Session, PostgresError> {
-    let session = server.connect_for_rows(&database.name, &database.row_settings).await?;
+    let session = server.connect(&database.name).await?;
+    // With the settings of rows in the transaction, which they are for.
     let import = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
-        sql::literal(&database.snapshot)
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}; {}",
+        sql::literal(&database.snapshot),
+        database.row_settings.join("; ")
     );
     session.batch_execute(&import).await.map_err(query("importing the snapshot"))?;
     Ok(session)

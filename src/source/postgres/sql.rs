@@ -53,6 +53,19 @@ fn quoted_end(sql: &[u8], start: usize, quote: u8, backslash: bool) -> usize {
     sql.len()
 }
 
+/// Where the comment ends that begins here; they nest.
+fn comment_end(sql: &[u8], start: usize) -> usize {
+    let (mut at, mut depth) = (start + 2, 1);
+    while at < sql.len() && depth > 0 {
+        match sql.get(at..at + 2) {
+            Some(b"/*") => (at, depth) = (at + 2, depth + 1),
+            Some(b"*/") => (at, depth) = (at + 2, depth - 1),
+            _ => at += 1,
+        }
+    }
+    at
+}
+
 fn is_word(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b == b'_' || b == b'$' || b >= 0x80
 }
@@ -71,6 +84,10 @@ fn tokens(sql: &str) -> Vec<Token> {
             }
             b'-' if b.get(start + 1) == Some(&b'-') => {
                 at = memchr::memchr(b'\n', &b[start..]).map_or(b.len(), |n| start + n);
+                continue;
+            }
+            b'/' if b.get(start + 1) == Some(&b'*') => {
+                at = comment_end(b, start);
                 continue;
             }
             b'\\' if at_line_start && tokens.last().is_none_or(|t| matches!(t.kind, Kind::Semicolon | Kind::Meta)) => {
@@ -222,7 +239,16 @@ pub(super) fn normal(sql: &str) -> String {
 /// A statement on one line, without the values and comments in it: for people who may see what is done and not with what.
 pub(super) fn without_values(sql: &str) -> String {
     let (mut text, mut end) = (String::with_capacity(sql.len()), 0);
-    for token in tokens(sql) {
+    // Where strings end that have a backslash depends on a setting of whoever wrote them.
+    let tokens = tokens(sql);
+    let sure = match sql.contains('\\') {
+        true => tokens.iter().take_while(|token| matches!(token.kind, Kind::Word(_))).count(),
+        false => tokens.len(),
+    };
+    if sure < tokens.len() {
+        return without_values(&sql[..tokens[..sure].last().map_or(0, |token| token.end)]) + " …";
+    }
+    for token in tokens {
         if end != token.start && !text.is_empty() {
             text.push(' ');
         }
@@ -463,6 +489,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_statement_is_shown_without_its_values() {
+        for (sql, shown) in [
+            (
+                "SELECT a1, \"b 2\" FROM s.t WHERE x='it''s' AND y > 45",
+                "SELECT a1, \"b 2\" FROM s.t WHERE x=… AND y > …",
+            ),
+            ("/* it's /* 'for' */ you */ SELECT $$a$$, $1, E'x' -- 'secret", "SELECT …, $…, …"),
+            (r"SELECT x, 'O\'Brien secret', 'x'", "SELECT x …"),
+            ("SELECT 'not ended", "SELECT …"),
+        ] {
+            assert_eq!(without_values(sql), shown);
+        }
+    }
 
     #[test]
     fn a_dump_is_taken_apart_into_its_statements() {

@@ -167,11 +167,12 @@ fn someone_who_waits_before_the_definitions_are_read() {
     let mut started = Some(started);
     proxy.on_bytes(move |way, _, bytes| {
         // Our own lock is of ONLY "public"."small".
-        if way == Way::Up && memchr::memmem::find(&bytes, b"LOCK TABLE public.small").is_some() {
-            if let Some(started) = started.take() {
-                started.send(alter.spawn().unwrap()).unwrap();
-                wait_for("it to wait", SOON, || (count.output().unwrap().stdout == b"1\n").then_some(()));
-            }
+        if way == Way::Up
+            && memchr::memmem::find(&bytes, b"LOCK TABLE public.small").is_some()
+            && let Some(started) = started.take()
+        {
+            started.send(alter.spawn().unwrap()).unwrap();
+            wait_for("it to wait", SOON, || (count.output().unwrap().stdout == b"1\n").then_some(()));
         }
         vec![Step::Send(bytes)]
     });

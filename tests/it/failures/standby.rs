@@ -16,45 +16,53 @@ use crate::support::{
 fn a_standby_that_gives_the_snapshot_up() {
     let source = Arc::new(Postgres::start_with(Major::V15, "max_standby_streaming_delay = 100ms"));
     create_small(&source, "one");
+    create_small(&source, "two");
     let standby = Arc::new(source.standby());
     let replayed = |source: &Postgres, standby: &Postgres| {
         // Something that is committed, so that all before it is sent.
-        source.psql("one", "SELECT pg_logical_emit_message(true, '', '')");
-        let written = source.psql("one", "SELECT pg_current_wal_lsn()");
+        source.psql("postgres", "SELECT pg_logical_emit_message(true, '', '')");
+        let written = source.psql("postgres", "SELECT pg_current_wal_lsn()");
         let reached = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
-        wait_for("the standby to apply it", SOON, || (standby.try_psql("one", &reached).ok()? == "t").then_some(()));
+        wait_for("the standby to apply it", SOON, || {
+            (standby.try_psql("postgres", &reached).ok()? == "t").then_some(())
+        });
     };
     replayed(&source, &standby);
-    let mut workspace = initialised(&standby, &["one"]);
+    let mut workspace = initialised(&standby, &["one", "two"]);
     let proxy = before(&standby);
     through(&mut workspace, &proxy);
-    // Right before these words, so many times.
-    let conflict = |words: &'static [u8], times: u32| {
+    // In this database, right before these words, so many times.
+    let conflict = |database: &'static str, words: &'static [u8], times: u32| {
         let (source, standby, mut left) = (Arc::clone(&source), Arc::clone(&standby), times);
         proxy.on_bytes(move |way, _, bytes| {
             if left > 0 && way == Way::Up && memchr::memmem::find(&bytes, words).is_some() {
                 left -= 1;
-                source.psql("one", "UPDATE small SET a = a");
-                source.psql("one", "VACUUM small");
+                source.psql(database, "UPDATE small SET a = a");
+                source.psql(database, "VACUUM small");
                 replayed(&source, &standby);
             }
             vec![Step::Send(bytes)]
         });
     };
-    for (n, words) in [&b"COPY "[..], b"LOCK TABLE public.small"].into_iter().enumerate() {
-        conflict(words, 1);
+    let copy = &b"COPY "[..];
+    // The session that holds the snapshot of `two` waits while `one` is read.
+    let places = [("one", copy), ("one", b"LOCK TABLE public.small"), ("two", copy)];
+    for (n, (database, words)) in places.into_iter().enumerate() {
+        conflict(database, words, 1);
         let output = workspace.run(&["--json", "backup"]).deadline(SOON).ok();
         for told in ["conflict with recovery", "trying again: attempt 2 of 3"] {
             assert!(output.stderr.contains(told), "{}", output.text());
         }
         let report = output.json();
         assert!(report["sources"][0]["notes"].to_string().contains("at another try"), "{report}");
-        assert_eq!((&report["state"], &report["sources"][0]["rows"]), (&"complete".into(), &100.into()), "{report}");
+        assert_eq!((&report["state"], &report["sources"][0]["rows"]), (&"complete".into(), &200.into()), "{report}");
         let target = Postgres::start(Major::V15);
         workspace.restore_into(&target, &[]).ok();
-        assert_eq!(source.digests("one"), target.digests("one"));
-        conflict(words, 6);
-        let words = ["source `database`", "`one`", "conflict with recovery"];
+        for database in ["one", "two"] {
+            assert_eq!(source.digests(database), target.digests(database));
+        }
+        conflict(database, words, 6);
+        let words = ["source `database`", &format!("`{database}`"), "conflict with recovery"];
         let failure = Failure { code: 1, kind: "source", words: &words, hint: "`hot_standby_feedback`" };
         failure.of(|| workspace.run(&["backup"]));
         let listed = workspace.run(&["--json", "list"]).ok().json();
@@ -68,14 +76,20 @@ fn a_standby_that_gives_the_snapshot_up() {
 fn a_pooler_between_us_and_the_server() {
     let server = Postgres::start(Major::V15);
     create_small(&server, "one");
-    for (mode, is_well) in [("transaction", false), ("statement", false), ("session", true)] {
+    // The last one differs by database.
+    let modes = [
+        ("transaction", "transaction", false),
+        ("statement", "statement", false),
+        ("session", "session", true),
+        ("session", "transaction", false),
+    ];
+    for (of_maintenance, mode, is_well) in modes {
         let (folder, port) = (temp_folder(), free_port());
         let configuration = folder.path().join("pgbouncer.ini");
+        let to = format!("host=127.0.0.1 port={} user=postgres password={}", server.port(), server.password());
         let text = format!(
-            "[databases]\n* = host=127.0.0.1 port={} user=postgres password={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n",
-            server.port(),
-            server.password()
+            "[databases]\npostgres = {to} pool_mode={of_maintenance}\n* = {to}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = {mode}\n"
         );
         fs::write(&configuration, text).unwrap();
         give_to_postgres(&configuration);
