@@ -412,6 +412,7 @@ async fn fingerprints(server: &Server, snapshot: &SnapshotReader, build: &Build)
     for (n, table) in build.tables.iter().enumerate() {
         queue.extend(read_back(&session, build, table).await?.into_iter().map(|statement| (n, statement)));
     }
+    drop(session);
     let queue = Mutex::new(queue);
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     let worker = async || {
@@ -445,7 +446,9 @@ async fn read_back(session: &Session, build: &Build, table: &TableBuild) -> Resu
     if ranges < 2 || !detail.condition.is_empty() {
         return Ok(vec![detail.copy_out(format, encoding)]);
     }
-    let pages = catalog::pages(session, table.name()).await?;
+    let Some(pages @ 1..) = catalog::heap_pages(session, table.name()).await? else {
+        return Ok(vec![detail.copy_out(format, encoding)]);
+    };
     let step = (pages / ranges).max(1);
     let starts: Vec<u32> = (0..pages).step_by(step as usize).collect();
     let ends = starts.iter().skip(1).copied().chain([copy::NO_PAGE]);

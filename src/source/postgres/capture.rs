@@ -349,7 +349,7 @@ impl PostgresCapture {
                     return lost;
                 }
                 // Its last word may have been the answer to something that nobody waits for any more.
-                if self.is_standby {
+                if self.is_standby && held.holder.is_closed() {
                     let detail = "connection closed, as a standby does in a conflict with recovery".to_owned();
                     return PostgresError::Query { what, detail, state: Some(*error::CONFLICT) };
                 }

@@ -402,32 +402,34 @@ pub(super) async fn blockers(session: &Session, tables: &[&Relation]) -> Vec<Str
     rows.unwrap_or_default().iter().filter_map(shown).collect()
 }
 
-/// The relations that a view's query looks at, through other views too. None where there is no such view.
+/// The relations that a view's query looks at, through other views and functions in SQL's own form too. None where there is no such view.
 pub(super) async fn used_by_view(
     session: &Session,
     (schema, view): &sql::Name,
 ) -> Result<HashSet<sql::Name>, PostgresError> {
-    let sql = "WITH RECURSIVE used (oid) AS ( \
-                   SELECT c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+    let sql = "WITH RECURSIVE used (of, oid) AS ( \
+                   SELECT c.tableoid, c.oid FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                    WHERE n.nspname = $1 AND c.relname = $2 \
-                   UNION SELECT d.refobjid FROM used JOIN pg_catalog.pg_rewrite r ON r.ev_class = used.oid \
-                   JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass AND d.objid = r.oid \
-                   WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass) \
-               SELECT n.nspname, c.relname FROM used JOIN pg_catalog.pg_class c ON c.oid = used.oid \
+                   UNION SELECT d.refclassid, d.refobjid FROM used \
+                   LEFT JOIN pg_catalog.pg_rewrite r ON used.of = 'pg_catalog.pg_class'::pg_catalog.regclass AND r.ev_class = used.oid \
+                   JOIN pg_catalog.pg_depend d ON (d.classid = r.tableoid AND d.objid = r.oid) OR (d.classid = used.of AND d.objid = used.oid \
+                       AND used.of = 'pg_catalog.pg_proc'::pg_catalog.regclass) \
+                   WHERE d.refclassid IN ('pg_catalog.pg_class'::pg_catalog.regclass, 'pg_catalog.pg_proc'::pg_catalog.regclass)) \
+               SELECT n.nspname, c.relname FROM used JOIN pg_catalog.pg_class c ON c.oid = used.oid AND c.tableoid = used.of \
                JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE NOT (n.nspname = $1 AND c.relname = $2)";
     let rows = session.query(sql, &[schema, view]).await;
     let rows = rows.map_err(query(format!("looking at what {} is of", shown(schema, view))))?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// How many pages a table's heap has now.
-pub(super) async fn pages(session: &Session, (schema, table): (&str, &str)) -> Result<u32, PostgresError> {
+/// How many pages a table's heap has now; none where it is kept in another way.
+pub(super) async fn heap_pages(session: &Session, (schema, table): (&str, &str)) -> Result<Option<u32>, PostgresError> {
     let sql = "SELECT pg_catalog.pg_relation_size(c.oid) / pg_catalog.current_setting('block_size')::int8 \
                FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-               WHERE n.nspname = $1 AND c.relname = $2";
+               JOIN pg_catalog.pg_am a ON a.oid = c.relam WHERE n.nspname = $1 AND c.relname = $2 AND a.amname = 'heap'";
     let row = session.query_opt(sql, &[&schema, &table]).await;
     let row = row.map_err(query(format!("looking at the size of {}", shown(schema, table))))?;
-    Ok(row.map_or(0, |row| u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX)))
+    Ok(row.map(|row| u32::try_from(row.get::<_, i64>(0)).unwrap_or(u32::MAX)))
 }
 
 /// The extensions that the server could create.

@@ -1,6 +1,7 @@
 //! Connections: address, password, TLS, and the session settings that everything else leans on.
 
 use std::{
+    collections::HashSet,
     ops::Deref,
     path::Path,
     sync::{Arc, OnceLock},
@@ -62,6 +63,8 @@ pub(super) fn row_settings() -> Vec<String> {
 pub(super) struct Server {
     pub(super) config: PostgresConfig,
     password: Option<SecretString>,
+    /// Databases whose sessions are known to be nobody else's.
+    not_pooled: Arc<tokio::sync::Mutex<HashSet<String>>>,
 }
 
 /// An open connection. Dropping it closes the socket at once, which ends a COPY.
@@ -94,7 +97,7 @@ impl Drop for Session {
 
 impl Server {
     pub(super) fn new(config: PostgresConfig, password: Option<SecretString>) -> Self {
-        Self { config, password }
+        Self { config, password, not_pooled: Arc::default() }
     }
 
     /// Host and port, for messages.
@@ -120,11 +123,17 @@ impl Server {
     /// that session may be an application's.
     pub(super) async fn connect(&self, database: &str) -> Result<Session, PostgresError> {
         let session = self.open(database).await?;
-        let looking = pooler::is_shared(&session, async || self.open(database).await);
-        let is_shared = tokio::time::timeout(CONNECT_TIMEOUT, looking).await;
-        if is_shared.map_err(|_| self.silent())?? {
-            return Err(PostgresError::Pooler { server: self.name() });
+        // One after the other: each look may open a second session, and a pool has only so many.
+        let mut known = self.not_pooled.lock().await;
+        if !known.contains(database) {
+            let looking = pooler::is_shared(&session, async || self.open(database).await);
+            let is_shared = tokio::time::timeout(CONNECT_TIMEOUT, looking).await;
+            if is_shared.map_err(|_| self.silent())?? {
+                return Err(PostgresError::Pooler { server: self.name() });
+            }
+            known.insert(database.to_owned());
         }
+        drop(known);
         let set_up = tokio::time::timeout(CONNECT_TIMEOUT, session.batch_execute(SESSION)).await;
         set_up.map_err(|_| self.silent())?.map_err(query("setting up a session"))?;
         Ok(session)

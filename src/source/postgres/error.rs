@@ -342,9 +342,12 @@ impl PostgresError {
         behind || self.is_conflict()
     }
 
-    /// Is something not there, or not as a statement takes it (class 42)?
-    pub(super) fn is_about_definitions(&self) -> bool {
-        matches!(self, Self::Query { state: Some(state), .. } | Self::Program { state: Some(state), .. } if state.starts_with(b"42"))
+    /// Can it be that an extension in another version would have taken it? Something is not there or of another shape (class 42), a value is none of the
+    /// type's (22), or an extension says no in its own way (0A, XX). A constraint that does not hold is none of them, nor a missing right.
+    pub(super) fn may_be_of_a_version(&self) -> bool {
+        let (Self::Query { state, .. } | Self::Program { state, .. }) = self else { return false };
+        let classes = [b"42", b"22", b"0A", b"XX"];
+        state.is_some_and(|state| state != *b"42501" && classes.iter().any(|class| state.starts_with(*class)))
     }
 
     /// The same, where it came while the server was given what the backup holds.

@@ -40,11 +40,11 @@ pub(super) async fn is_shared(
             Err(PostgresError::Query { detail, .. }) if detail.contains("pooling mode") => return Ok(true),
             of_other => of_other?,
         };
-        let now = answering(client, "").await?;
-        other.batch_execute("ROLLBACK").await.map_err(query("ending a transaction"))?;
-        if of_other == process || now != process {
+        // Where the pool has no other, ours would wait for it.
+        if of_other == process || answering(client, "").await? != process {
             return Ok(true);
         }
+        other.batch_execute("ROLLBACK").await.map_err(query("ending a transaction"))?;
     }
     Ok(false)
 }

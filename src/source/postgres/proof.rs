@@ -142,11 +142,11 @@ async fn fill_and_compare(server: &Server, snapshot: &SnapshotReader) -> Result<
     Ok(proof)
 }
 
-/// What a database could not be filled for. Where what fails is about names and the shape of things, and the server makes an extension in another version than the source had, nobody can tell
+/// What a database could not be filled for. Where an extension can be behind it that the server makes in another version than the source had, nobody can tell
 /// whether that is why it takes something else.
 async fn whose_fault(session: &Session, database: &DatabaseDetail, error: SourceError) -> SourceError {
     let error = match error {
-        SourceError::Postgres(error) if error.is_about_definitions() => error,
+        SourceError::Postgres(error) if error.may_be_of_a_version() => error,
         SourceError::Postgres(error) => return error.while_restoring().into(),
         other => return other,
     };
@@ -165,7 +165,7 @@ async fn whose_fault(session: &Session, database: &DatabaseDetail, error: Source
     if lacking.is_empty() {
         return error.while_restoring().into();
     }
-    let lacking = lacking.into_iter().chain([format!("whatever is behind this: {error}")]).collect();
+    let lacking = [format!("whatever is behind this: {error}")].into_iter().chain(lacking).collect();
     PostgresError::Lacking { lacking }.into()
 }
 
