@@ -23,6 +23,11 @@ impl Sources {
         };
         sources.postgres.create_altlas("altlas", 100, 51);
         sources.redis.fill("altlas", 200, 52);
+        // What is there is looked at again and again, for longer than some keys have to live.
+        let longer = "for db = 0, 1 do redis.call('SELECT', db) for _, key in ipairs(redis.call('KEYS', '*')) do \
+                      local left = redis.call('PTTL', key) \
+                      if left >= 0 and left < 3600000 then redis.call('PEXPIRE', key, 3600000) end end end";
+        sources.redis.command(&["EVAL", longer, "0"]);
         sources.nats.fill("altlas", 100, 53);
         sources
     }

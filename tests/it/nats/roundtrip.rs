@@ -171,7 +171,7 @@ fn steady(server: &Nats) -> String {
 /// Messages of those that do, a line each, and their configurations.
 fn copied(server: &Nats) -> BTreeSet<String> {
     let options: Vec<&str> = COPYING.iter().flat_map(|name| ["--stream", name]).collect();
-    let digest = server.digest(&[&["--messages"], &options[..]].concat());
+    let digest = server.digest_at_rest(&[&["--messages"], &options[..]].concat());
     let kept =
         |line: &&str| line.starts_with("stream ") || line.starts_with("  config ") || line.starts_with("  message ");
     digest.text().lines().filter(kept).map(str::to_owned).collect()

@@ -186,7 +186,7 @@ fn when_still(come: Arc<impl Fn() -> u64 + Send + Sync + 'static>) -> Arc<Atomic
     let set = Arc::clone(&still);
     std::thread::spawn(move || {
         let (mut before, mut since) = (come(), Instant::now());
-        while since.elapsed() < Duration::from_millis(300) {
+        while since.elapsed() < Duration::from_secs(1) {
             std::thread::sleep(Duration::from_millis(10));
             let now = come();
             if now != before {
