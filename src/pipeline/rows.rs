@@ -77,7 +77,7 @@ pub(super) struct RowScanner {
     at: At,
 }
 
-/// The hash of a row that is there in one piece.
+/// The hash of a row that is there in one piece. `scripts/bench postgres-fingerprints` builds a program with another one.
 fn hash_of(row: &[u8], seed: u64) -> u128 {
     xxh3_128_with_seed(row, seed)
 }

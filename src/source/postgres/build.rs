@@ -443,12 +443,11 @@ async fn fingerprints(server: &Server, snapshot: &SnapshotReader, build: &Build)
 async fn read_back(session: &Session, build: &Build, table: &TableBuild) -> Result<Vec<String>, PostgresError> {
     let (detail, format, encoding) = (&table.detail, table.artifact.format, &build.detail.encoding);
     let ranges = u32::try_from(table.raw() / READ_BACK).unwrap_or(u32::MAX);
-    if ranges < 2 || !detail.condition.is_empty() {
-        return Ok(vec![detail.copy_out(format, encoding)]);
-    }
-    let Some(pages @ 1..) = catalog::heap_pages(session, table.name()).await? else {
-        return Ok(vec![detail.copy_out(format, encoding)]);
+    let pages = match ranges >= 2 && detail.condition.is_empty() {
+        true => catalog::heap_pages(session, table.name()).await?,
+        false => None,
     };
+    let Some(pages @ 1..) = pages else { return Ok(vec![detail.copy_out(format, encoding)]) };
     let step = (pages / ranges).max(1);
     let starts: Vec<u32> = (0..pages).step_by(step as usize).collect();
     let ends = starts.iter().skip(1).copied().chain([copy::NO_PAGE]);

@@ -340,7 +340,10 @@ impl PostgresCapture {
     /// Why something failed: where a session that holds a snapshot is gone, for want of it. What says itself that the server ended a session is
     /// let stand.
     async fn why(&self, error: PostgresError) -> PostgresError {
-        for held in self.databases.iter().filter(|_| !error.passes() && !error.is_of_ended_session()) {
+        if error.passes() || error.is_of_ended_session() {
+            return error;
+        }
+        for held in &self.databases {
             let what = format!("holding the snapshot of database `{}`", held.detail.name);
             // The server's last word may have come before we ask, and is its answer else.
             if let Ok(Err(gone)) = tokio::time::timeout(ANSWER, held.holder.simple_query("SELECT 1")).await {

@@ -397,9 +397,9 @@ pub(super) async fn blockers(session: &Session, tables: &[&Relation]) -> Vec<Str
             text(5).filter(|query| query != "<insufficient privilege>").map(|query| sql::without_values(&query));
         let statement =
             statement.map(|query| format!(" with `{}`", query.chars().take(LONGEST_STATEMENT).collect::<String>()));
-        Some(format!("process {} ({}){}", row.get::<_, i32>(0), told.join(", "), statement.unwrap_or_default()))
+        format!("process {} ({}){}", row.get::<_, i32>(0), told.join(", "), statement.unwrap_or_default())
     };
-    rows.unwrap_or_default().iter().filter_map(shown).collect()
+    rows.unwrap_or_default().iter().map(shown).collect()
 }
 
 /// The relations that a view's query looks at, through other views and functions in SQL's own form too. None where there is no such view.
