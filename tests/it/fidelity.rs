@@ -283,14 +283,14 @@ fn materialized_views_over_foreign_tables() {
     let populated = "SELECT relname, relispopulated FROM pg_class WHERE relkind = 'm' ORDER BY 1";
     assert_eq!(target.psql("altlas", populated), "of there|f\nof_here|t\nof_it|f");
 
-    // One beside them that cannot be filled for a reason of its own, with an error of the same class.
+    // One that comes after them and cannot be filled for a reason of its own, with the same error.
     source.psql(
         "altlas",
-        "CREATE SEQUENCE counted; SELECT nextval('counted'); CREATE MATERIALIZED VIEW broken AS SELECT currval('counted') AS n",
+        "CREATE SEQUENCE counted; SELECT nextval('counted'); CREATE MATERIALIZED VIEW wanting AS SELECT currval('counted') AS n",
     );
     workspace.run(&["backup"]).ok();
     let verified = workspace.run(&["--json", "verify", "latest"]).output().assert_code(3);
-    assert!(verified.text().contains("REFRESH MATERIALIZED VIEW public.broken"), "{}", verified.text());
+    assert!(verified.text().contains("REFRESH MATERIALIZED VIEW public.wanting"), "{}", verified.text());
 }
 
 /// Definitions in another encoding, of which something is in a tablespace that the throwaway server does not have.
